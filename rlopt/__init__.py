@@ -1,0 +1,23 @@
+"""rlopt: policy-optimisation agents that share one rollout type, one collector and one set of estimators."""
+
+from rlopt.agents import ALGORITHMS, PPO, Agent
+from rlopt.envs.base import EnvironmentFault
+from rlopt.envs.vector import make_envs
+from rlopt.rollout import Rollout
+from rlopt.sb3 import export_sb3, import_sb3
+from rlopt.schedules import Constant, Linear
+from rlopt.version import __version__
+
+__all__ = [
+    "ALGORITHMS",
+    "PPO",
+    "Agent",
+    "Constant",
+    "EnvironmentFault",
+    "Linear",
+    "Rollout",
+    "__version__",
+    "export_sb3",
+    "import_sb3",
+    "make_envs",
+]

@@ -1,0 +1,110 @@
+"""Actors: from a batch of observations and noise to actions, as fast as the policy allows.
+
+An actor is bound to θ once per rollout. Only the action head is computed; values and log-probabilities come from one
+batched pass afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import Tensor, nn
+
+from rlopt.envs.spaces import Array, ArrayTree
+from rlopt.policies.actor_critic import ActorCritic
+
+NUMPY_ACTIVATIONS: dict[type[nn.Module], Callable[[Array], Array]] = {
+    nn.Tanh: lambda x: np.tanh(x, out=x),
+    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
+}
+# Above this many environments torch's matrix products win over NumPy's lower cost of a call.
+NUMPY_MAX_ENVS = 128
+
+
+class Actor(Protocol):
+    """Acts for N environments at the θ it was bound to."""
+
+    def __call__(self, observations: ArrayTree, noise: Tensor) -> Array:
+        """Actions [N, *act] as sampled, from encoded observations [N, *obs] and noise [N, ·]."""
+        ...
+
+
+def make_actor(module: ActorCritic, num_envs: int) -> Actor:
+    """The fastest actor for a module that is already bound to θ."""
+    layers = _numpy_layers(module.policy) if num_envs <= NUMPY_MAX_ENVS else None
+    return TorchActor(module) if layers is None else NumpyActor(module, layers)
+
+
+class TorchActor:
+    """Any policy, on any device."""
+
+    def __init__(self, module: ActorCritic):
+        self.module = module
+        self.device = next(module.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, observations: ArrayTree, noise: Tensor) -> Array:
+        if isinstance(observations, dict):
+            inputs: Any = {key: torch.as_tensor(value, device=self.device) for key, value in observations.items()}
+        else:
+            inputs = torch.as_tensor(observations, device=self.device)
+        return self.module.actor(inputs).sample(noise.to(self.device)).cpu().numpy()
+
+
+class NumpyActor:
+    """A small MLP on the CPU: weights are NumPy views of θ, one call costs microseconds."""
+
+    def __init__(self, module: ActorCritic, layers: list[tuple[Array, Array] | Callable[[Array], Array]]):
+        self.layers = layers
+        self.space = module.policy.action_space
+        self.squash = module.squash
+        if isinstance(self.space, spaces.Box):
+            self.std = module.policy.log_std.detach().exp().numpy()
+        if isinstance(self.space, spaces.MultiDiscrete):
+            self.bounds = np.cumsum(self.space.nvec)[:-1]
+
+    def __call__(self, observations: ArrayTree, noise: Tensor) -> Array:
+        x = observations
+        for layer in self.layers:
+            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else layer(x)  # type: ignore[operator,arg-type]
+        return self._sample(x, noise.numpy())  # type: ignore[arg-type]
+
+    def _sample(self, head: Array, noise: Array) -> Array:
+        if isinstance(self.space, spaces.Discrete):
+            return (head + noise).argmax(-1)
+        if isinstance(self.space, spaces.Box):
+            actions = head + self.std * noise
+            return np.tanh(actions) if self.squash else actions
+        if isinstance(self.space, spaces.MultiBinary):
+            return (head + noise > 0).astype(np.int64)
+        return np.stack([part.argmax(-1) for part in np.split(head + noise, self.bounds, axis=-1)], -1)
+
+
+def _numpy_layers(policy: ActorCriticPolicy) -> list[Any] | None:
+    """The actor as matrices [in, out], biases and activations, or None if it is more than a plain MLP on the CPU."""
+    space = policy.observation_space
+    plain = (
+        isinstance(space, spaces.Box)
+        and len(space.shape) == 1
+        and not is_image_space(space)
+        and type(policy.pi_features_extractor) is FlattenExtractor
+        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_net) is nn.Linear
+    )
+    modules = [*policy.mlp_extractor.policy_net, policy.action_net] if plain else []
+    layers: list[Any] = []
+    for module in modules:
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.bias is not None:
+            layers.append((module.weight.detach().numpy().T, module.bias.detach().numpy()))
+        elif type(module) in NUMPY_ACTIVATIONS:
+            layers.append(NUMPY_ACTIVATIONS[type(module)])
+        else:
+            return None
+    return layers or None

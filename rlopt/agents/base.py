@@ -1,0 +1,596 @@
+"""The shell that users see: SB3's methods and attributes around `init` and `step`, which are the algorithm."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import configure_logger, get_device, safe_mean, set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import Tensor
+
+from rlopt import checkpoint
+from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback
+from rlopt.collector import CollectionStopped, Collector, StepEvent
+from rlopt.descent import Moments
+from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.facade import as_vec_env
+from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
+from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
+from rlopt.envs.vector import Backend, make_envs
+from rlopt.logging import add_first_page
+from rlopt.policies import POLICY_ALIASES, ActorCritic, Functional, bind_parameters, draw_noise, make_policy
+from rlopt.rollout import Observations
+from rlopt.schedules import Schedule, ScheduleLike, as_schedule
+from rlopt.statistics import EpisodeStatistics
+
+Metrics = Mapping[str, Tensor | float]
+
+# One thread is fastest for networks this small; larger ones get all cores.
+SMALL_NETWORK = 300_000
+
+
+class Agent(ABC):
+    """A policy, environments to train it in, and an algorithm: `init(θ)` and `step(state, collector)`.
+
+    A subclass states its hyper-parameters in its constructor, sets them as attributes of the same names, and calls
+    `_setup`. It implements `init` and `step` and overrides nothing else.
+
+    Attributes:
+        policy: an SB3 policy whose parameters are views of `state.theta`.
+        state: all that the algorithm carries from one step to the next, a NamedTuple with `theta` [d].
+        collector: None without an environment.
+        num_timesteps: environment steps so far.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[ActorCriticPolicy]]] = POLICY_ALIASES
+
+    policy: ActorCriticPolicy
+    state: Any
+    learning_rate: ScheduleLike
+    gamma: float
+
+    @abstractmethod
+    def init(self, theta: Tensor) -> Any:
+        """The algorithm's state at the first parameters θ [d]."""
+
+    @abstractmethod
+    def step(self, state: Any, collector: Collector) -> tuple[Any, Metrics]:
+        """One iteration: ask the collector for data, return the next state and scalars to log. Writes to neither."""
+
+    # ------------------------------------------------------------------ construction
+
+    def _setup(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: Any,
+        *,
+        seed: int | None,
+        device: torch.device | str,
+        verbose: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        stats_window_size: int,
+        n_envs: int,
+        backend: Backend,
+        normalize_observations: bool,
+        normalize_rewards: bool,
+        clip_observations: float,
+        clip_rewards: float,
+    ) -> None:
+        """Store what all agents have and, if there is an environment, build everything."""
+        self.policy_class: Any = policy
+        self.policy_kwargs = dict(policy_kwargs or {})
+        self.seed = seed
+        self.device = usable_device(device)
+        self.verbose = verbose
+        self.tensorboard_log = tensorboard_log
+        self.stats_window_size = stats_window_size
+        self.n_envs, self.backend = n_envs, backend
+        self.normalize_observations, self.normalize_rewards = normalize_observations, normalize_rewards
+        self.clip_observations, self.clip_rewards = clip_observations, clip_rewards
+        self.env: VecEnv | None = None
+        self.environments: Environments | None = None
+        self.collector: Collector | None = None
+        self.start_time = time.time_ns()
+        self._num_timesteps = self._total_timesteps = self._num_timesteps_at_start = 0
+        self._custom_logger = False
+        self._logger: Logger | None = None
+        if env is not None:
+            environments = make_envs(env, n_envs, backend, seed)
+            self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
+            self._attach(environments)
+
+    def _setup_model(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        """Spaces, generators, policy and the first state; needs no environment."""
+        self.observation_space, self.action_space = observation_space, action_space
+        self.encoder, self.decoder = ObservationEncoder(observation_space), ActionDecoder(action_space)
+        self.generators = {name: torch.Generator() for name in ("actions", "minibatches", "prediction")}
+        self.set_random_seed(self.seed)
+        self.policy = make_policy(
+            self.policy_class, self.encoder.space, self.decoder.space, self.lr_schedule(1.0), self.policy_kwargs
+        )
+        self.policy.to(self.device)
+        self.observation_normalizer = (
+            ObservationNormalizer(self.encoder.space, self.clip_observations) if self.normalize_observations else None
+        )
+        self.reward_normalizer: RewardNormalizer | None = None
+        self.functional = Functional(ActorCritic(self.policy))
+        self._adopt(self.init(self.functional.init()))
+
+    def _attach(self, environments: Environments) -> None:
+        """Train in these environments from now on."""
+        self.environments = environments
+        self.env = as_vec_env(environments)
+        self.n_envs = environments.num_envs
+        self.statistics = EpisodeStatistics(self.n_envs, self.stats_window_size, environments.monitored)
+        if self.normalize_rewards:
+            previous = self.reward_normalizer
+            self.reward_normalizer = self._make_reward_normalizer(self.n_envs)
+            if previous is not None:
+                self.reward_normalizer.load_state(previous.state())
+        self.collector = Collector(
+            environments,
+            self.functional,
+            self.generators["actions"],
+            self.statistics,
+            self.observation_normalizer,
+            self.reward_normalizer,
+            self.device,
+        )
+        self.collector.num_timesteps = self._num_timesteps
+        vec_normalize = self.get_vec_normalize_env()
+        if vec_normalize is not None and vec_normalize.norm_reward and vec_normalize.gamma != self.gamma:
+            warnings.warn(
+                f"env: VecNormalize discounts with gamma={vec_normalize.gamma}, the agent with gamma={self.gamma}", stacklevel=3
+            )
+
+    def _make_reward_normalizer(self, num_envs: int) -> RewardNormalizer:
+        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, getattr(self, "carry_reward_returns", False))
+
+    def _adopt(self, state: Any) -> None:
+        """Make `state` the agent's, the policy's parameters views of its θ."""
+        self.state = state
+        bind_parameters(self.policy, state.theta)
+
+    @cached_property
+    def actor_critic(self) -> ActorCritic:
+        """The agent's own policy as a function to (distribution, values)."""
+        return ActorCritic(self.policy)
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: CallbackLike = None,
+        log_interval: int | None = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for at least `total_timesteps` environment steps, in whole iterations.
+
+        Args:
+            total_timesteps: environment steps, added to those already taken if `reset_num_timesteps` is False.
+            callback: SB3 callback, a list of them, or a function (locals, globals) -> bool; False stops.
+            log_interval: iterations between log dumps; None logs nothing.
+            tb_log_name: the run's name under `tensorboard_log`; the algorithm's by default.
+            reset_num_timesteps: start counting and episodes anew, in a new run folder.
+            progress_bar: show one (needs tqdm and rich).
+
+        Raises:
+            ValueError: no environment; a reward vector for an algorithm of one reward.
+            EnvironmentFault: the environment returned something that cannot be trained on.
+            FloatingPointError: an update gave parameters that are not finite; the ones before it are kept.
+        """
+        if self.collector is None:
+            raise ValueError("env: the agent has no environment; call set_env(env) first")
+        tb_log_name = tb_log_name or type(self).__name__
+        collector, called = self.collector, as_callback(callback, progress_bar)
+        self._begin_learning(int(total_timesteps), reset_num_timesteps, tb_log_name)
+        local = StepLocals(
+            self,
+            {
+                "self": self,
+                "env": self.env,
+                "callback": called,
+                "rollout_buffer": None,
+                "total_timesteps": self._total_timesteps,
+                "log_interval": log_interval,
+                "tb_log_name": tb_log_name,
+                "reset_num_timesteps": reset_num_timesteps,
+                "progress_bar": progress_bar,
+                "iteration": 0,
+            },
+        )
+        if called is not None:
+            called.init_callback(self)  # type: ignore[arg-type]
+            called.on_training_start(local, globals())
+        with self._hooks(called, local), threads_for(self.state.theta):
+            iteration = 0
+            while self.num_timesteps < self._total_timesteps:
+                collector.timers.reset()
+                began = time.perf_counter()
+                try:
+                    state, metrics = self.step(self.state, collector)
+                except CollectionStopped:
+                    break
+                self._check_finite(state)
+                self._adopt(state)
+                iteration += 1
+                local["iteration"] = iteration
+                self._record(metrics, time.perf_counter() - began)
+                if log_interval is not None and iteration % log_interval == 0:
+                    self.dump_logs(iteration)
+        if called is not None:
+            called.on_training_end()
+        return self
+
+    def _begin_learning(self, total_timesteps: int, reset_num_timesteps: bool, tb_log_name: str) -> None:
+        assert self.collector is not None
+        self.start_time = time.time_ns()
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+            self.statistics.recent.clear()
+            self.statistics.successes.clear()
+        else:
+            total_timesteps += self.num_timesteps
+        self._total_timesteps = total_timesteps
+        self._num_timesteps_at_start = self.num_timesteps
+        if reset_num_timesteps or self.collector.observations is None:
+            self.collector.reset(self._env_seed)
+            self._env_seed = None
+        if not self._custom_logger:
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        add_first_page(self.logger)
+
+    @contextmanager
+    def _hooks(self, callback: BaseCallback | None, local: StepLocals) -> Iterator[None]:
+        """Let the collector call the callback, with SB3's timing, while learning lasts."""
+        collector = self.collector
+        assert collector is not None
+        if callback is None:
+            yield
+            return
+        taken = 0
+
+        def on_start(num_steps: int) -> None:
+            nonlocal taken
+            taken = 0
+            local["n_rollout_steps"] = num_steps
+            callback.on_rollout_start()
+
+        def on_step(event: StepEvent) -> bool:
+            nonlocal taken
+            callback.update_locals(local.show(self, event, taken))
+            taken += 1
+            return bool(callback.on_step())
+
+        collector.on_start, collector.on_step, collector.on_end = on_start, on_step, callback.on_rollout_end
+        try:
+            yield
+        finally:
+            collector.on_start = collector.on_step = collector.on_end = None
+
+    def _check_finite(self, state: Any) -> None:
+        if not bool(torch.isfinite(state.theta).all()):
+            raise FloatingPointError(
+                f"{type(self).__name__}: the update after {self.num_timesteps} environment steps gave parameters that are "
+                "not finite; those before it are kept. Try a smaller learning_rate or normalize_rewards=True"
+            )
+
+    def _record(self, metrics: Metrics, seconds: float) -> None:
+        """Hand an iteration's scalars to the logger, in one transfer from the device."""
+        assert self.collector is not None
+        tensors = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
+        values = dict(metrics) | dict(
+            zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True) if tensors else {}
+        )
+        for key, value in values.items():
+            self.logger.record(f"train/{key}", value, exclude="tensorboard" if key == "n_updates" else None)
+        timers = self.collector.timers
+        self.logger.record_mean("time/acting", timers.acting)
+        self.logger.record_mean("time/stepping", timers.stepping)
+        self.logger.record_mean("time/updating", seconds - timers.acting - timers.stepping)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the recorded values, with episode statistics and speed, at the current step count."""
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        if iteration > 0:
+            self.logger.record("time/iterations", iteration, exclude="tensorboard")
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        if self.ep_success_buffer:
+            self.logger.record("rollout/success_rate", safe_mean(list(self.ep_success_buffer)))
+        self.logger.dump(step=self.num_timesteps)
+
+    # ------------------------------------------------------------------ prediction
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[Array, ...] | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, tuple[Array, ...] | None]:
+        """The action for one observation, or for a batch of them, and the memory (None here).
+
+        The agent's own observation normalisation is applied, with statistics as they are. Sampling uses a generator
+        of its own, so that evaluation never changes training.
+
+        Args:
+            observation: as the environment gives it, [*obs] or [n, *obs], nested as the space is.
+            state: memory of a stateful policy; unused here.
+            episode_start: [n], where memory starts anew; unused here.
+            deterministic: take the most likely action.
+
+        Returns:
+            The action as the environment wants it, [*act] or [n, *act], and None.
+
+        Raises:
+            ValueError: an observation of another shape, or the pair (observation, info) of a Gymnasium reset.
+        """
+        if isinstance(observation, tuple) and not isinstance(self.observation_space, spaces.Tuple):
+            raise ValueError(
+                "observation: got a tuple, expected an array or a dict. Gymnasium's reset returns (observation, info) and "
+                "its step five values; pass the first of them"
+            )
+        self.policy.set_training_mode(False)
+        encoded = self.encoder(observation)
+        if self.observation_normalizer is not None:
+            encoded = self.observation_normalizer(encoded)
+        tensors, batched = self.policy.obs_to_tensor(encoded)  # type: ignore[arg-type]
+        distribution = self.actor_critic.actor(tensors)  # type: ignore[arg-type]
+        if deterministic:
+            actions = distribution.mode()
+        else:
+            size = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+            noise = draw_noise(self.decoder.space, (size,), self.generators["prediction"])
+            actions = distribution.sample(noise.to(self.device))
+        decoded = self.decoder(actions.cpu().numpy(), self.policy.squash_output)
+        return (decoded if batched else np.asarray(decoded[0])), None
+
+    def as_tensors(self, observations: ArrayTree) -> Observations:
+        """Encoded observations as tensors on the agent's device."""
+        if isinstance(observations, dict):
+            return {key: torch.as_tensor(value, device=self.device) for key, value in observations.items()}
+        return torch.as_tensor(observations, device=self.device)
+
+    # ------------------------------------------------------------------ environments, seeds, logger
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Train in another environment from now on.
+
+        Args:
+            env: whatever `make_envs` takes; an id or a callable is made `n_envs` times.
+            force_reset: begin new episodes at the next `learn`, even if it goes on counting.
+
+        Raises:
+            ValueError: spaces that differ from the agent's.
+        """
+        environments = make_envs(env, self.n_envs, self.backend, self.seed)
+        for field, mine, theirs in (
+            ("observation space", self.observation_space, environments.encoder.raw_space),
+            ("action space", self.action_space, environments.decoder.raw_space),
+        ):
+            if mine != theirs:
+                raise ValueError(f"env: its {field} is {theirs}, the agent's is {mine}")
+        previous = self.collector
+        self._attach(environments)
+        if not force_reset and previous is not None and previous.envs is environments:
+            assert self.collector is not None
+            self.collector.observations, self.collector.reset_pending = previous.observations, previous.reset_pending
+
+    def get_env(self) -> VecEnv | None:
+        """The training environments as an SB3 `VecEnv`."""
+        return getattr(self, "env", None)
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The user's own `VecNormalize`, if the environment has one; an agent's own normalisation is not one."""
+        env = self.get_env()
+        return unwrap_vec_normalize(env) if env is not None else None
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed Python, NumPy, torch and the action space, the agent's generators, and the environments' next reset.
+
+        None seeds none of the former; the agent's generators and environments then start from the system's entropy.
+        """
+        if seed is not None:
+            set_random_seed(seed, using_cuda=self.device.type == "cuda")
+            self.action_space.seed(seed)
+        entropy = fresh_seed() if seed is None else seed
+        for index, generator in enumerate(self.generators.values()):
+            generator.manual_seed(int(np.random.SeedSequence((entropy, index)).generate_state(1, np.uint64)[0] >> 1))
+        self._env_seed: int | None = entropy
+        self._entropy = entropy
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log to this from now on, whatever `verbose` and `tensorboard_log` say."""
+        self._logger = logger
+        self._custom_logger = True
+
+    @property
+    def logger(self) -> Logger:
+        if self._logger is None:
+            self._logger = configure_logger(self.verbose, None, "", True)
+        return self._logger
+
+    # ------------------------------------------------------------------ parameters and files
+
+    def get_parameters(self) -> dict[str, dict[str, Tensor]]:
+        """Copies of the policy's state dict and of the optimiser's state, by name."""
+        weights = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+        moments: Moments = getattr(self.state, "moments", {})
+        return {"policy": weights, "policy.optimizer": {key: value.clone() for key, value in moments.items()}}
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | Path | dict[str, dict[str, Tensor]],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take weights (and optimiser state) from `get_parameters` or from a saved agent.
+
+        Args:
+            load_path_or_dict: a file of `save`, or a dictionary with "policy" and "policy.optimizer".
+            exact_match: require all names of `get_parameters`.
+            device: accepted for SB3's sake; the agent stays on its device.
+
+        Raises:
+            ValueError: unknown or, with `exact_match`, missing names.
+            RuntimeError: tensors of other shapes.
+        """
+        del device
+        if isinstance(load_path_or_dict, dict):
+            given = load_path_or_dict
+        else:
+            given = checkpoint.read(load_path_or_dict).parameters()
+        known = {"policy", "policy.optimizer"}
+        if unknown := given.keys() - known:
+            raise ValueError(f"load_path_or_dict: expected the keys {sorted(known)}, got also {sorted(unknown)}")
+        if exact_match and (missing := known - given.keys()):
+            raise ValueError(f"load_path_or_dict: with exact_match=True the keys {sorted(missing)} are missing")
+        if "policy" in given:
+            weights = {key.removeprefix("_orig_mod."): value for key, value in given["policy"].items()}
+            if exact_match and (names := weights.keys() ^ self.policy.state_dict().keys()):
+                raise ValueError(f"load_path_or_dict: 'policy' differs in these names: {sorted(names)}")
+            self.policy.load_state_dict(weights, strict=exact_match)
+        if "policy.optimizer" in given and hasattr(self.state, "moments"):
+            moments = {key: torch.as_tensor(value).to(self.device) for key, value in given["policy.optimizer"].items()}
+            self._adopt(self.state._replace(moments=moments))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every argument of the constructor but the policy, the environment and what belongs to this machine."""
+        left_out = {"self", "policy", "env", "preset", "_init_setup_model"}
+        names = [name for name in inspect.signature(type(self)).parameters if name not in left_out]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write one zip of safetensors and JSON: weights, optimiser, normalisers, spaces, hyper-parameters, generators.
+
+        The file appears whole or not at all. `.zip` is appended to a name without a suffix.
+
+        Args:
+            path: a path or a binary file object.
+            exclude, include: accepted for SB3's sake; the content of the file is fixed.
+
+        Raises:
+            ValueError: a hyper-parameter that cannot be stored as data, such as a function for a schedule.
+        """
+        del exclude, include
+        checkpoint.save(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The agent that a file holds. Nothing in the file is run, whoever wrote it.
+
+        Args:
+            path: a path, with or without `.zip`, or a binary file object.
+            env: to train in; not needed for prediction.
+            device: where to put the networks.
+            custom_objects: constructor arguments that replace the file's; unknown keys are ignored, as in SB3.
+            print_system_info: print the versions that wrote the file.
+            force_reset: accepted for SB3's sake; a loaded agent begins new episodes.
+            **kwargs: constructor arguments that replace the file's.
+
+        Raises:
+            ValueError: not such a file, a damaged one, one of another algorithm, other spaces, an unknown argument.
+        """
+        del force_reset
+        archive = checkpoint.read(path)
+        if print_system_info:
+            print("\n".join(f"{name}: {version}" for name, version in archive.data["versions"].items()))
+        return checkpoint.restore(cls, archive, env, device, custom_objects or {}, kwargs)
+
+    # ------------------------------------------------------------------ attributes that SB3 scripts read
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps so far, reset rows not counted."""
+        return self.collector.num_timesteps if self.collector is not None else self._num_timesteps
+
+    @num_timesteps.setter
+    def num_timesteps(self, value: int) -> None:
+        self._num_timesteps = value
+        if self.collector is not None:
+            self.collector.num_timesteps = value
+
+    @property
+    def _current_progress_remaining(self) -> float:
+        """1 at the start of training and 0 at its end, never outside."""
+        if self._total_timesteps <= 0:
+            return 1.0
+        return min(max(1.0 - self.num_timesteps / self._total_timesteps, 0.0), 1.0)
+
+    @property
+    def _n_updates(self) -> int:
+        return int(getattr(self.state, "num_updates", 0))
+
+    @property
+    def lr_schedule(self) -> Schedule:
+        """`learning_rate`, as it is now, as a function of the remaining progress."""
+        return as_schedule("learning_rate", self.learning_rate)
+
+    @property
+    def ep_info_buffer(self) -> Any:
+        return self.statistics.recent
+
+    @property
+    def ep_success_buffer(self) -> Any:
+        return self.statistics.successes
+
+    @property
+    def _last_obs(self) -> Any:
+        return self.collector.observations if self.collector is not None else None
+
+    @property
+    def _last_episode_starts(self) -> Array:
+        return self.statistics.lengths == 0
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device asked for; "auto" is CUDA if there is one. Warns where CUDA was asked for in vain."""
+    chosen = get_device(device)
+    if str(device).startswith("cuda") and chosen.type == "cpu":
+        warnings.warn(f"device: {device} is not available, using the CPU", stacklevel=3)
+    return chosen
+
+
+@contextmanager
+def threads_for(theta: Tensor) -> Iterator[None]:
+    """Compute with one thread if the network is small, and put the number of threads back."""
+    before = torch.get_num_threads()
+    if theta.numel() < SMALL_NETWORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

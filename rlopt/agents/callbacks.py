@@ -1,0 +1,100 @@
+"""The bridge to SB3's callbacks: what they are made from, and the local variables they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+
+from rlopt.collector import StepEvent
+
+if TYPE_CHECKING:
+    from rlopt.agents.base import Agent
+
+CallbackLike = None | BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool]
+
+
+def as_callback(callback: CallbackLike, progress_bar: bool) -> BaseCallback | None:
+    """One SB3 callback from whatever `learn` was given; None if there is nothing to call.
+
+    Raises:
+        ValueError: neither a callback, nor a list of callbacks, nor a function.
+        ImportError: a progress bar is wanted, but tqdm or rich is missing.
+    """
+    if isinstance(callback, BaseCallback) or callback is None:
+        result = callback
+    elif isinstance(callback, list | tuple) and all(isinstance(item, BaseCallback) for item in callback):
+        result = CallbackList(list(callback))
+    elif callable(callback):
+        result = ConvertCallback(callback)
+    else:
+        raise ValueError(f"callback: expected a BaseCallback, a list of them or a function, got {callback!r}")
+    if progress_bar:
+        bar = ProgressBarCallback()
+        result = bar if result is None else CallbackList([result, bar])
+    return result
+
+
+class StepLocals(dict[str, Any]):
+    """SB3's local variables of a rollout. Values and log-probabilities are computed only if a callback reads them."""
+
+    def __init__(self, agent: Agent, entries: dict[str, Any]):
+        super().__init__(entries)
+        self._agent = agent
+
+    def __missing__(self, key: str) -> Any:
+        if key not in ("values", "log_probs") or "obs_tensor" not in self:
+            raise KeyError(key)
+        with torch.no_grad():
+            distribution, values = self._agent.actor_critic(self["obs_tensor"])
+            log_probs = distribution.log_prob(torch.as_tensor(self["actions"]))
+        self["values"], self["log_probs"] = values.unsqueeze(-1), log_probs
+        return self[key]
+
+    def show(self, agent: Agent, event: StepEvent, n_steps: int) -> dict[str, Any]:
+        """Make this dictionary that of one step; returns the new entries."""
+        self.pop("values", None)
+        self.pop("log_probs", None)
+        return {
+            "obs_tensor": agent.as_tensors(event.observations),
+            "actions": event.actions,
+            "clipped_actions": event.env_actions,
+            "new_obs": event.new_observations,
+            "rewards": event.rewards,
+            "dones": event.dones,
+            "infos": StepInfos(event),
+            "n_steps": n_steps,
+        }
+
+
+class StepInfos(Sequence[dict[str, Any]]):
+    """`infos` as SB3 shows them, one dictionary an environment, built when it is read."""
+
+    def __init__(self, event: StepEvent):
+        self._event = event
+
+    def __len__(self) -> int:
+        return len(self._event.dones)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        event, step = self._event, self._event.step
+        info = dict(step.infos[index])
+        if event.dones[index]:
+            info.setdefault("TimeLimit.truncated", bool(step.truncated[index]))
+            if "terminal_observation" not in info:
+                info["terminal_observation"] = self._final_observation(index)
+        return info
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def _final_observation(self, index: int) -> Any:
+        step = self._event.step
+        rows = [int(row) for row in step.final_rows]
+        source, row = (step.final_observations, rows.index(index)) if index in rows else (self._event.new_observations, index)
+        return {key: value[row] for key, value in source.items()} if isinstance(source, dict) else source[row]  # type: ignore[index]

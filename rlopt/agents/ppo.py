@@ -1,0 +1,334 @@
+"""Proximal policy optimisation with a clipped surrogate."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from rlopt.agents.base import Agent, Metrics
+from rlopt.collector import Collector
+from rlopt.descent import Descent, Moments
+from rlopt.envs.vector import Backend
+from rlopt.estimators import (
+    approximate_kl,
+    clip_fraction,
+    clipped_surrogate,
+    clipped_value_loss,
+    explained_variance,
+    gae,
+    pessimistic_value_loss,
+    value_loss,
+)
+from rlopt.presets import with_preset
+from rlopt.rollout import Observations, Rollout, map_observations, minibatches
+from rlopt.schedules import ScheduleLike, as_schedule
+
+
+class PPOState(NamedTuple):
+    """All that PPO carries from one iteration to the next."""
+
+    theta: Tensor  # [d]
+    moments: Moments  # the optimiser's
+    num_updates: int  # epochs done so far
+
+
+class Batch(NamedTuple):
+    """The valid rows of a rollout with what PPO computes from them; S' rows."""
+
+    observations: Observations  # [S', *obs]
+    actions: Tensor  # [S', *act]
+    log_probs: Tensor  # [S'], of the policy that sampled
+    advantages: Tensor  # [S']
+    values: Tensor  # [S'], of the critic that the rollout began with
+    targets: Tensor  # [S'], advantages + values
+
+    def rows(self, index: Tensor) -> Batch:
+        return Batch(map_observations(lambda x: x[index], self.observations), *(x[index] for x in self[1:]))  # type: ignore[index,arg-type]
+
+
+class PPO(Agent):
+    """PPO-clip with generalised advantage estimation; arguments, order and defaults are Stable-Baselines3's.
+
+    Source: Schulman et al., arXiv:1707.06347; details: Huang et al., "The 37 implementation details of PPO" (2022).
+
+    Args:
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's `ActorCriticPolicy`.
+        env: whatever `make_envs` takes, or None when only predicting.
+        learning_rate: number, schedule, or text such as "linear:3e-4".
+        n_steps: environment steps per environment and rollout.
+        batch_size: rows of a minibatch; the last one of an epoch may be smaller.
+        n_epochs: passes over a rollout.
+        gamma: discount, in [0, 1].
+        gae_lambda: trace decay of the advantages, in [0, 1].
+        clip_range: ε of the surrogate: number, schedule or text.
+        clip_range_vf: ε of the value loss, in units of the value; None does not clip.
+        normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        max_grad_norm: the gradient is scaled down to this Euclidean norm.
+        use_sde, sde_sample_freq: not offered; an error says so.
+        rollout_buffer_class, rollout_buffer_kwargs: not offered; an error says so.
+        target_kl: an update stops before the step at which the approximate KL passes 1.5 times this; None never.
+        stats_window_size: episodes in the reported means.
+        tensorboard_log: folder for TensorBoard, or None.
+        policy_kwargs: for the policy, as in SB3; also `squash_output=True`.
+        verbose: 0 silent, 1 tables.
+        seed: of everything random in this agent; None takes the system's entropy.
+        device: "auto", "cpu", "cuda", …
+        n_envs: environments side by side, where `env` is an id or a callable.
+        backend: how they are stepped; see `make_envs`.
+        preset: "sb3", "cleanrl" or "tuned": values for whatever is not given explicitly; see `rlopt.presets`.
+        normalize_observations: keep a running mean and variance of the observations, saved with the agent.
+        normalize_rewards: divide rewards by the running standard deviation of the discounted return.
+        clip_observations, clip_rewards: bounds after normalisation.
+        value_clip: with `clip_range_vf`, "prediction" is SB3's loss, "maximum" CleanRL's pessimistic one.
+        bootstrap_truncation: False treats a time limit as termination, as CleanRL does; biased.
+        schedule_from: schedules are evaluated after the rollout ("rollout_end", SB3) or before it ("rollout_start").
+        carry_reward_returns: reward normalisation carries returns across truncation, as Gymnasium's wrapper does.
+
+    Raises:
+        ValueError: an argument that cannot work; the message names it, what was expected and what came.
+    """
+
+    state: PPOState
+
+    @with_preset
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: Any,
+        learning_rate: ScheduleLike = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: ScheduleLike = 0.2,
+        clip_range_vf: None | ScheduleLike = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: Any = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        n_envs: int = 1,
+        backend: Backend = "auto",
+        preset: str | None = None,
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        clip_observations: float = 10.0,
+        clip_rewards: float = 10.0,
+        value_clip: Literal["prediction", "maximum"] = "prediction",
+        bootstrap_truncation: bool = True,
+        schedule_from: Literal["rollout_end", "rollout_start"] = "rollout_end",
+        carry_reward_returns: bool = False,
+    ):
+        if use_sde or sde_sample_freq != -1:
+            raise ValueError("use_sde: rlopt does not offer generalised state-dependent exploration; leave it False")
+        if rollout_buffer_class is not None or rollout_buffer_kwargs is not None:
+            raise ValueError("rollout_buffer_class: rlopt collects rollouts without a buffer class; leave it None")
+        self.learning_rate = learning_rate
+        self.n_steps = n_steps
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.max_grad_norm = max_grad_norm
+        self.target_kl = target_kl
+        self.value_clip = value_clip
+        self.bootstrap_truncation = bootstrap_truncation
+        self.schedule_from = schedule_from
+        self.carry_reward_returns = carry_reward_returns
+        self._check_arguments()
+        self._setup(
+            policy,
+            env if _init_setup_model else None,
+            seed=seed,
+            device=device,
+            verbose=verbose,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            n_envs=n_envs,
+            backend=backend,
+            normalize_observations=normalize_observations,
+            normalize_rewards=normalize_rewards,
+            clip_observations=clip_observations,
+            clip_rewards=clip_rewards,
+        )
+        if self.collector is not None:
+            self._check_batches(self.n_envs)
+
+    def init(self, theta: Tensor) -> PPOState:
+        return PPOState(theta, {}, 0)
+
+    def step(self, state: PPOState, collector: Collector) -> tuple[PPOState, Metrics]:
+        """One iteration: a rollout, its advantages, `n_epochs` passes of minibatch descent."""
+        progress = self._current_progress_remaining
+        rollout = collector.steps(state.theta, self.n_steps)
+        if self.schedule_from == "rollout_end":
+            progress = self._current_progress_remaining
+        batch = self.advantages(state.theta, rollout)
+        return self.update(state, batch, progress)
+
+    def advantages(self, theta: Tensor, rollout: Rollout) -> Batch:
+        """The rollout's valid rows with advantages and value targets under the critic of θ."""
+        values, next_values = rollout.values(self.functional.bind(theta).critic)
+        discounts = rollout.discounts(self.gamma)
+        if not self.bootstrap_truncation:
+            discounts = discounts * ~rollout.truncated
+        advantages = gae(rollout.rewards, values, next_values, discounts, rollout.traces(self.gae_lambda))
+        everything = Batch(rollout.observations, rollout.actions, rollout.log_probs, advantages, values, advantages + values)
+        flat = Batch(*(map_observations(lambda x: x.flatten(0, 1), field) for field in everything))  # type: ignore[arg-type]
+        return flat if bool(rollout.mask.all()) else flat.rows(rollout.valid_rows())
+
+    def update(
+        self, state: PPOState, batch: Batch, progress: float, orders: list[Tensor] | None = None
+    ) -> tuple[PPOState, Metrics]:
+        """The next state after `n_epochs` passes over the batch.
+
+        Args:
+            state: where to start; not written to.
+            batch: S' rows.
+            progress: remaining share of the training, for the schedules.
+            orders: the row order of each epoch, [S'] each; drawn from the agent's generator if not given.
+        """
+        learning_rate = self.lr_schedule(progress)
+        clip_range = as_schedule("clip_range", self.clip_range)(progress)
+        clip_range_vf = None if self.clip_range_vf is None else as_schedule("clip_range_vf", self.clip_range_vf)(progress)
+        self.descent.begin(state.theta, state.moments, learning_rate)
+        log = _UpdateLog()
+        num_epochs = 0
+        for epoch in range(self.n_epochs):
+            num_epochs += 1
+            size = len(batch.advantages)
+            order = torch.randperm(size, generator=self.generators["minibatches"]) if orders is None else orders[epoch]
+            if not self._epoch(batch.rows(order.to(batch.advantages.device)), clip_range, clip_range_vf, log):
+                break
+        theta = self.descent.theta()
+        metrics = {
+            **log.metrics(clip_range),
+            "explained_variance": explained_variance(batch.values, batch.targets),
+            "learning_rate": learning_rate,
+            "clip_range": clip_range,
+            "n_updates": state.num_updates + num_epochs,
+        }
+        if clip_range_vf is not None:
+            metrics["clip_range_vf"] = clip_range_vf
+        if (log_std := getattr(self.descent.module.policy, "log_std", None)) is not None:
+            metrics["std"] = log_std.detach().exp().mean()
+        return PPOState(theta, self.descent.moments(), state.num_updates + num_epochs), metrics
+
+    @cached_property
+    def descent(self) -> Descent:
+        """The optimiser and its private copy of the networks."""
+        return Descent(self.functional, self.policy.optimizer_class, self.policy.optimizer_kwargs)
+
+    def _epoch(self, shuffled: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
+        """One pass in minibatches; False if the KL target was passed."""
+        for start in range(0, len(shuffled.advantages), self.batch_size):
+            part = shuffled.rows(slice(start, start + self.batch_size))  # type: ignore[arg-type]
+            distribution, values = self.descent.module(part.observations)
+            log_ratio = distribution.log_prob(part.actions) - part.log_probs
+            advantages = part.advantages
+            if self.normalize_advantage and len(advantages) > 1:
+                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            surrogate = clipped_surrogate(log_ratio, advantages, clip_range).mean()
+            critic_loss = self._value_loss(values, part, clip_range_vf).mean()
+            entropy = distribution.entropy().mean()
+            loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
+            log.add(log_ratio, surrogate, critic_loss, entropy, loss)
+            if self.target_kl is not None and approximate_kl(log_ratio.detach()) > 1.5 * self.target_kl:
+                return False
+            log.norms.append(self.descent.step(loss, self.max_grad_norm))
+        return True
+
+    def _value_loss(self, values: Tensor, part: Batch, clip_range: float | None) -> Tensor:
+        if clip_range is None:
+            return value_loss(values, part.targets)
+        clipped = pessimistic_value_loss if self.value_clip == "maximum" else clipped_value_loss
+        return clipped(values, part.values, part.targets, clip_range)
+
+    def _check_arguments(self) -> None:
+        for name in ("n_steps", "batch_size", "n_epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}")
+        for name, allowed in (("value_clip", ("prediction", "maximum")), ("schedule_from", ("rollout_end", "rollout_start"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("learning_rate", "clip_range"):
+            as_schedule(name, getattr(self, name))
+        if self.clip_range_vf is not None and as_schedule("clip_range_vf", self.clip_range_vf)(1.0) <= 0:
+            raise ValueError(f"clip_range_vf: expected a positive number, or None for no clipping, got {self.clip_range_vf!r}")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm: expected a positive number, got {self.max_grad_norm!r}")
+        if self.normalize_advantage and self.batch_size < 2:
+            raise ValueError(
+                "batch_size: expected at least 2 with normalize_advantage=True (one row has no standard deviation), got "
+                f"{self.batch_size}"
+            )
+
+    def _check_batches(self, num_envs: int) -> None:
+        rows = self.n_steps * num_envs
+        if rows < 2 and self.normalize_advantage:
+            raise ValueError(
+                f"n_steps: n_steps · n_envs must be at least 2 with normalize_advantage=True, got {self.n_steps} · {num_envs}"
+            )
+        if rows % self.batch_size:
+            warnings.warn(
+                f"batch_size: a rollout of n_steps · n_envs = {rows} rows is not a multiple of {self.batch_size}; the last "
+                f"minibatch of an epoch has {rows % self.batch_size} rows",
+                stacklevel=4,
+            )
+
+
+class _UpdateLog:
+    """What the minibatches of one update leave behind, kept as tensors and averaged once at the end."""
+
+    def __init__(self) -> None:
+        self.log_ratios: list[Tensor] = []
+        self.scalars: list[tuple[Tensor, ...]] = []
+        self.norms: list[Tensor] = []
+
+    def add(self, log_ratio: Tensor, *scalars: Tensor) -> None:
+        self.log_ratios.append(log_ratio.detach())
+        self.scalars.append(tuple(scalar.detach() for scalar in scalars))
+
+    def metrics(self, clip_range: float) -> dict[str, Any]:
+        """Averages over all minibatches of the update."""
+        surrogate, critic_loss, entropy, loss = (torch.stack(column).mean() for column in zip(*self.scalars, strict=True))
+        log_ratio = torch.cat(self.log_ratios)
+        return {
+            "policy_gradient_loss": -surrogate,
+            "value_loss": critic_loss,
+            "entropy_loss": -entropy,
+            "loss": loss,
+            "approx_kl": approximate_kl(log_ratio),
+            "clip_fraction": clip_fraction(log_ratio, clip_range),
+            **({"grad_norm": torch.stack(self.norms).mean()} if self.norms else {}),
+        }

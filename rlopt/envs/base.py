@@ -1,0 +1,115 @@
+"""What the collector asks of any batch of environments, and the errors that name one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+
+from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
+
+Info = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """What came back from one step of N environments.
+
+    Attributes:
+        observations: [N, *obs], encoded, what the policy sees next. Where the environments reset on the next step,
+            it is the episode's last observation.
+        rewards: [N], or [N, K].
+        terminated: [N] bool.
+        truncated: [N] bool; may be True together with `terminated`.
+        final_rows: [F] indices of environments that were reset within this step.
+        final_observations: [F, *obs], encoded: their last observation before that reset; None if F is 0.
+        infos: one dictionary an environment, built when it is read.
+    """
+
+    observations: ArrayTree
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    final_rows: Sequence[int] | Array
+    final_observations: ArrayTree | None
+    infos: Sequence[Info]
+
+
+class Environments(ABC):
+    """N environments stepped together. Observations come out encoded, actions go in as the policy made them.
+
+    Attributes:
+        num_envs: N.
+        encoder, decoder: between the environments' spaces and the policy's.
+        resets_on_next_step: True if a finished environment is reset by the next `step`, whose row does not count.
+        monitored: True if SB3's `Monitor` reports real episodes in `info["episode"]`.
+        seeds_every_episode: True if any episode can be replayed from (run seed, environment, episode number).
+        name: for messages.
+    """
+
+    resets_on_next_step = False
+    seeds_every_episode = False
+    monitored = False
+
+    def __init__(self, num_envs: int, observation_space: spaces.Space, action_space: spaces.Space, name: str):
+        self.num_envs = num_envs
+        self.encoder = ObservationEncoder(observation_space)
+        self.decoder = ActionDecoder(action_space)
+        self.name = name
+
+    @abstractmethod
+    def reset(self, seed: int | None = None) -> ArrayTree:
+        """First observations of new episodes, [N, *obs]; `seed` starts the environments' random numbers anew."""
+
+    @abstractmethod
+    def step(self, actions: Array) -> Step:
+        """One step with `actions` [N, *act] as the environments want them (see `ActionDecoder`)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the environments hold. Safe to call twice."""
+
+    def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
+        """An attribute of single environments, looked up through their wrappers."""
+        raise NotImplementedError(f"{self.name} does not give access to attributes of single environments")
+
+    def set_attr(self, name: str, value: Any, indices: Sequence[int]) -> None:
+        """Set an attribute of single environments."""
+        raise NotImplementedError(f"{self.name} does not give access to attributes of single environments")
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Sequence[int]) -> list[Any]:
+        """Call a method of single environments."""
+        raise NotImplementedError(f"{self.name} does not give access to methods of single environments")
+
+    def render(self) -> list[Any]:
+        """A frame of each environment, or None where there is none."""
+        return [None] * self.num_envs
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment returned something that cannot be trained on. The message names environment, step and field."""
+
+
+def episode_seed(run_seed: int, environment: int, episode: int) -> int:
+    """The seed of one episode, in [0, 2³¹): all that is needed to play it again with the same actions."""
+    return int(np.random.SeedSequence((run_seed, environment, episode)).generate_state(1)[0] >> 1)
+
+
+def fresh_seed() -> int:
+    """A run seed from the operating system's entropy, for runs that were given none."""
+    return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+
+
+def check_rewards(rewards: Array, num_envs: int, name: str) -> Array:
+    """Rewards as [N], or [N, K] with K ≥ 2 objectives; a reward in an array of one is a number.
+
+    Raises:
+        EnvironmentFault: another shape.
+    """
+    if rewards.shape == (num_envs, 1):
+        return rewards[:, 0]
+    if rewards.shape[:1] != (num_envs,) or rewards.ndim > 2:
+        raise EnvironmentFault(f"{name}: rewards have shape {rewards.shape}, expected ({num_envs},) or ({num_envs}, K)")
+    return rewards

@@ -1,0 +1,177 @@
+"""A Gymnasium `VectorEnv` (and EnvPool's) in any autoreset mode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, check_rewards
+from rlopt.envs.spaces import Array, ArrayTree, map_arrays, stack_observations
+
+
+class VectorInfos(Sequence[Info]):
+    """Gymnasium's dictionary of arrays, read as one dictionary an environment."""
+
+    def __init__(self, infos: dict[str, Any], num_envs: int):
+        self.infos, self.num_envs = infos, num_envs
+
+    def __len__(self) -> int:
+        return self.num_envs
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.num_envs))]
+        if not -self.num_envs <= index < self.num_envs:
+            raise IndexError(index)
+        info = _row(self.infos, index)
+        final = info.pop("final_info", None)
+        info.pop("final_obs", None)
+        return {**info, **final} if final else info
+
+    def __iter__(self) -> Iterator[Info]:
+        return (self[index] for index in range(self.num_envs))
+
+
+class GymnasiumEnvironments(Environments):
+    """A `gymnasium.vector.VectorEnv`.
+
+    Under NEXT_STEP the returned observation of a finished episode is its last, and the next step only resets.
+    Under SAME_STEP that observation is in `infos["final_obs"]`. Under DISABLED this class resets finished
+    environments itself, within the step, so that the collector sees the same as under SAME_STEP.
+
+    Raises:
+        ValueError: the environment does not say its autoreset mode, or two environments would be the same one.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv, autoreset_mode: AutoresetMode | None = None):
+        mode = autoreset_mode or env.metadata.get("autoreset_mode")
+        if mode is None:
+            raise ValueError(
+                f"env: {type(env).__name__} does not state its autoreset mode; set "
+                "env.metadata['autoreset_mode'] to a gymnasium.vector.AutoresetMode"
+            )
+        self.env = env
+        self.mode = AutoresetMode(mode)
+        self.resets_on_next_step = self.mode is AutoresetMode.NEXT_STEP
+        name = env.spec.id if env.spec else type(env).__name__
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, name)
+        # The environments' arrays may be theirs to reuse (`copy=False`, shared memory): each step is copied.
+        self._reuse_warned = False
+
+    def reset(self, seed: int | None = None) -> ArrayTree:
+        observations, _ = self.env.reset(seed=seed)
+        return self._copied(observations)
+
+    def step(self, actions: Array) -> Step:
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        rewards = check_rewards(np.array(rewards, np.float64), self.num_envs, self.name)
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        encoded = self._copied(observations)
+        readable = VectorInfos(infos, self.num_envs)
+        done = terminated | truncated
+        if self.resets_on_next_step or not done.any():
+            return Step(encoded, rewards, terminated, truncated, (), None, readable)
+        rows = done.nonzero()[0]
+        if self.mode is AutoresetMode.SAME_STEP:
+            finals = self._final_observations(infos, rows)
+            self._warn_if_reused(finals, encoded, rows)
+        else:
+            finals = map_arrays(lambda array: array[rows], encoded)
+            # `reset_mask` is popped from the dictionary: it must be a fresh one
+            observations, _ = self.env.reset(options={"reset_mask": done.copy()})
+            encoded = self._copied(observations)
+        return Step(encoded, rewards, terminated, truncated, rows, finals, readable)
+
+    def close(self) -> None:
+        if not getattr(self.env, "closed", False):
+            self.env.close()
+
+    def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
+        if not hasattr(self.env, "get_attr"):  # a native vector implementation: one object for all
+            return [getattr(self.env, name) for _ in indices]
+        values = self.env.get_attr(name)
+        return [values[index] for index in indices]
+
+    def set_attr(self, name: str, value: Any, indices: Sequence[int]) -> None:
+        values = list(self.env.get_attr(name))
+        for index in indices:
+            values[index] = value
+        self.env.set_attr(name, values)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Sequence[int]) -> list[Any]:
+        results = self.env.call(name, *args, **kwargs)
+        return [results[index] for index in indices]
+
+    def render(self) -> list[Any]:
+        frames = self.env.render()
+        return list(frames) if frames is not None else [None] * self.num_envs
+
+    def _copied(self, observations: Any) -> ArrayTree:
+        return map_arrays(np.array, self.encoder(observations))
+
+    def _final_observations(self, infos: dict[str, Any], rows: Array) -> ArrayTree:
+        present = infos.get("_final_obs", np.zeros(self.num_envs, bool))
+        if "final_obs" not in infos or not np.all(present[rows]):
+            missing = rows if "final_obs" not in infos else rows[~present[rows]]
+            raise EnvironmentFault(
+                f"{self.name}: environments {list(missing)} ended an episode under SAME_STEP autoreset without "
+                "infos['final_obs']; the value of the last state cannot be known"
+            )
+        finals = [infos["final_obs"][row] for row in rows]
+        return self.encoder(stack_observations(finals, self.encoder.raw_space))
+
+    def _warn_if_reused(self, finals: ArrayTree, reset: ArrayTree, rows: Array) -> None:
+        """An environment that reuses its array shows the reset observation as the final one; say so, once."""
+        if self._reuse_warned or isinstance(finals, dict) or isinstance(reset, dict):
+            return
+        if finals.ndim > 1 and any(np.array_equal(final, reset[row]) for final, row in zip(finals, rows, strict=True)):
+            self._reuse_warned = True
+            warnings.warn(
+                f"{self.name}: an episode's final observation equals the reset observation. If the environment reuses "
+                "its observation array, values at truncation are wrong under SAME_STEP; use NEXT_STEP autoreset.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+class EnvPoolEnvironments(GymnasiumEnvironments):
+    """EnvPool's Gymnasium interface: next-step resets, seeds only at construction, single spaces of its own."""
+
+    def __init__(self, env: Any):
+        if env.config["batch_size"] != env.config["num_envs"]:
+            raise ValueError(
+                f"env: EnvPool with batch_size {env.config['batch_size']} of {env.config['num_envs']} environments returns "
+                "whichever finish first; make it with batch_size equal to num_envs"
+            )
+        # EnvPool states one environment's spaces as `observation_space` and `action_space`.
+        env.single_observation_space = env.observation_space
+        env.single_action_space = env.action_space
+        env.num_envs = env.config["num_envs"]
+        if not hasattr(env, "metadata"):
+            env.metadata = {}
+        super().__init__(env, AutoresetMode.NEXT_STEP)
+        self.name = f"{env.config.get('task_id', type(env).__name__)} (EnvPool)"
+
+    def reset(self, seed: int | None = None) -> ArrayTree:
+        observations, _ = self.env.reset()  # the seed was fixed when the pool was made
+        return self._copied(observations)
+
+
+def _row(infos: dict[str, Any], index: int) -> Info:
+    row: Info = {}
+    for key, values in infos.items():
+        mask = infos.get(f"_{key}")
+        if key.startswith("_") and key[1:] in infos:
+            continue
+        if mask is not None and not mask[index]:
+            continue
+        if isinstance(values, dict):
+            row[key] = _row(values, index)
+        elif isinstance(values, np.ndarray | list | tuple) and len(values) > index:
+            row[key] = values[index]
+    return row

@@ -1,0 +1,109 @@
+"""Running normalisation of observations and rewards, with the semantics of SB3's `VecNormalize`.
+
+Statistics see the observations of valid rows only: an episode's last observation is normalised but never counted,
+and neither is anything of a reset row. They are saved with the agent and frozen in evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+from rlopt.envs.spaces import Array, ArrayTree
+
+EPSILON = 1e-8
+
+
+class ObservationNormalizer:
+    """(o − mean) / sqrt(var + ε), clipped to ±clip, with running mean and variance over all environments.
+
+    Float entries of a Dict observation are normalised each by itself; integer and image entries are left alone.
+    """
+
+    def __init__(self, space: spaces.Space, clip: float = 10.0):
+        self.clip = clip
+        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self.moments = {key: RunningMeanStd(shape=sub.shape or ()) for key, sub in entries.items() if _is_float(sub)}
+        if not self.moments:
+            raise ValueError(f"normalize_observations: {space} has no float Box to normalise")
+
+    def update(self, observations: ArrayTree) -> None:
+        """Count a batch [n, *obs] of finite values."""
+        entries = observations if isinstance(observations, dict) else {"": observations}
+        for key, moments in self.moments.items():
+            moments.update(entries[key])
+
+    def __call__(self, observations: ArrayTree) -> ArrayTree:
+        """The observations normalised with the statistics as they are, float32."""
+        if isinstance(observations, dict):
+            return {key: self._normalized(key, value) if key in self.moments else value for key, value in observations.items()}
+        return self._normalized("", observations)
+
+    def _normalized(self, key: str, values: Array) -> Array:
+        moments = self.moments[key]
+        scaled = (values - moments.mean) / np.sqrt(moments.var + EPSILON)
+        return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
+
+    def state(self) -> dict[str, Array]:
+        """The statistics as float64 arrays, by name."""
+        return {f"{key}:{name}": array for key, moments in self.moments.items() for name, array in _state(moments).items()}
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """The inverse of `state`."""
+        for key, moments in self.moments.items():
+            _load(moments, {name: state[f"{key}:{name}"] for name in ("mean", "var", "count")})
+
+
+class RewardNormalizer:
+    """r / sqrt(var(R) + ε), clipped to ±clip, R being the running discounted return of each environment.
+
+    The mean is not removed. R is zeroed at any episode's end, or, with `carry_across_truncation`, only at termination
+    as Gymnasium's wrapper and CleanRL have it.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, clip: float = 10.0, carry_across_truncation: bool = False):
+        self.gamma = gamma
+        self.clip = clip
+        self.carry_across_truncation = carry_across_truncation
+        self.returns = np.zeros(num_envs)
+        self.moments = RunningMeanStd(shape=())
+
+    def __call__(self, rewards: Array, valid: Array, terminated: Array, truncated: Array) -> Array:
+        """Rewards [N], all finite, normalised after counting those of valid rows."""
+        self.returns = np.where(valid, self.returns * self.gamma + rewards, self.returns)
+        if valid.any():
+            self.moments.update(self.returns[valid])
+        scaled = np.clip(rewards / np.sqrt(self.moments.var + EPSILON), -self.clip, self.clip)
+        self.returns[terminated if self.carry_across_truncation else terminated | truncated] = 0.0
+        return scaled
+
+    def begin(self) -> None:
+        """All environments start new episodes."""
+        self.returns[:] = 0.0
+
+    def state(self) -> dict[str, Array]:
+        """The statistics as float64 arrays, by name."""
+        return {**_state(self.moments), "returns": self.returns}
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """The inverse of `state`; returns under way are dropped where the number of environments changed."""
+        _load(self.moments, state)
+        if state["returns"].shape == self.returns.shape:
+            self.returns = np.array(state["returns"])
+
+
+def _is_float(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+
+
+def _state(moments: RunningMeanStd) -> dict[str, Array]:
+    count: Any = moments.count
+    return {"mean": np.array(moments.mean), "var": np.array(moments.var), "count": np.array(count, np.float64)}
+
+
+def _load(moments: RunningMeanStd, state: dict[str, Array]) -> None:
+    moments.mean, moments.var = np.array(state["mean"]), np.array(state["var"])
+    moments.count = float(state["count"])

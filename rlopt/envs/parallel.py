@@ -1,0 +1,158 @@
+"""Environments in worker processes: each worker steps its share with `SyncEnvironments`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from rlopt.envs.base import EnvironmentFault, Environments, Info, Step
+from rlopt.envs.spaces import Array, ArrayTree, concatenate
+from rlopt.envs.sync import EnvFactory, SyncEnvironments
+
+
+class AsyncEnvironments(Environments):
+    """N environments divided over worker processes; seeds and resets are those of `SyncEnvironments`.
+
+    Worth it where one step takes longer than a message between processes, some 50 µs: a simulator, not CartPole.
+
+    Args:
+        factories: one callable an environment; sent to the workers with cloudpickle.
+        num_workers: processes; by default the number of cores, and no more than environments.
+        name: for messages.
+    """
+
+    seeds_every_episode = True
+
+    def __init__(self, factories: Sequence[EnvFactory], num_workers: int | None = None, name: str = "environment"):
+        num_workers = min(num_workers or os.cpu_count() or 1, len(factories))
+        shares = [share.tolist() for share in np.array_split(np.arange(len(factories)), num_workers)]
+        # forkserver: no inherited threads or generators, and the workers' start-up cost is shared
+        context = multiprocessing.get_context("forkserver")
+        self._workers = [_Worker(context, [factories[i] for i in share], share[0], name) for share in shares]
+        self._place = [
+            (worker, index - share[0]) for worker, share in zip(self._workers, shares, strict=True) for index in share
+        ]
+        self._bounds = np.cumsum([len(share) for share in shares])[:-1]
+        self._offsets = [share[0] for share in shares]
+        spaces = [worker.receive() for worker in self._workers]
+        if any(pair != spaces[0] for pair in spaces):
+            self.close()
+            raise ValueError(f"env: the environments differ in their spaces: {spaces}")
+        *both, self.monitored = spaces[0]
+        super().__init__(len(factories), *both, name)
+
+    def reset(self, seed: int | None = None) -> ArrayTree:
+        parts = self._ask("reset", [(seed,)] * len(self._workers))
+        observations = concatenate(parts)
+        assert observations is not None
+        return observations
+
+    def step(self, actions: Array) -> Step:
+        parts: list[Step] = self._ask("step", [(share,) for share in np.split(actions, self._bounds)])
+        observations = concatenate([part.observations for part in parts])
+        assert observations is not None
+        infos: list[Info] = [info for part in parts for info in part.infos]
+        return Step(
+            observations,
+            np.concatenate([part.rewards for part in parts]),
+            np.concatenate([part.terminated for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            [offset + row for offset, part in zip(self._offsets, parts, strict=True) for row in part.final_rows],
+            concatenate([part.final_observations for part in parts if part.final_observations is not None]),
+            infos,
+        )
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
+        return [self._one(index, "get_attr", name)[0] for index in indices]
+
+    def set_attr(self, name: str, value: Any, indices: Sequence[int]) -> None:
+        for index in indices:
+            self._one(index, "set_attr", name, value)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Sequence[int]) -> list[Any]:
+        return [self._one(index, "call", name, args, kwargs)[0] for index in indices]
+
+    def render(self) -> list[Any]:
+        return [frame for part in self._ask("render", [()] * len(self._workers)) for frame in part]
+
+    def _ask(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        for worker, args in zip(self._workers, arguments, strict=True):
+            worker.send(method, args)
+        return [worker.receive() for worker in self._workers]
+
+    def _one(self, index: int, method: str, *args: Any) -> Any:
+        worker, local = self._place[index]
+        worker.send(method, (*args, [local]))
+        return worker.receive()
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, context: Any, factories: list[EnvFactory], first_index: int, name: str):
+        self.first_index, self.name = first_index, name
+        self.pipe, theirs = context.Pipe()
+        payload = cloudpickle.dumps(factories)
+        self.process = context.Process(target=_serve, args=(theirs, payload, first_index, name), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def send(self, method: str, args: tuple[Any, ...]) -> None:
+        try:
+            self.pipe.send((method, args))
+        except (BrokenPipeError, OSError):
+            self._died()
+
+    def receive(self) -> Any:
+        try:
+            failure, result = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._died()
+        if failure is not None:
+            raise EnvironmentFault(f"{self.name}: the worker of environments {self.first_index} and up failed:\n{failure}")
+        return result
+
+    def close(self) -> None:
+        if self.process.is_alive():
+            try:
+                self.pipe.send(("close", ()))
+            except (BrokenPipeError, OSError):  # it is going down by itself
+                self.process.terminate()
+            self.process.join(timeout=5)
+            if self.process.is_alive():
+                self.process.kill()
+        self.pipe.close()
+
+    def _died(self) -> None:
+        self.process.join(timeout=1)
+        raise EnvironmentFault(
+            f"{self.name}: the worker of environments {self.first_index} and up ended with exit code {self.process.exitcode}"
+        )
+
+
+def _serve(pipe: Connection, payload: bytes, first_index: int, name: str) -> None:
+    """The worker's loop: (method, args) in, (failure or None, result) out."""
+    try:
+        envs = SyncEnvironments(cloudpickle.loads(payload), first_index, name)
+        pipe.send((None, (envs.encoder.raw_space, envs.decoder.raw_space, envs.monitored)))
+        while True:
+            method, args = pipe.recv()
+            if method == "close":
+                envs.close()
+                return
+            pipe.send((None, getattr(envs, method)(*args)))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception:  # whatever an environment raises is for the parent to report
+        pipe.send((traceback.format_exc(), None))

@@ -1,0 +1,197 @@
+"""One door for every environment a user has: `make_envs`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
+from rlopt.envs.parallel import AsyncEnvironments
+from rlopt.envs.sb3_vector import SB3Environments
+from rlopt.envs.sync import EnvFactory, SyncEnvironments
+
+Backend = Literal["auto", "sync", "async", "native", "envpool"]
+
+# Which pip package brings environments whose import fails, by the module that is missed.
+EXTRAS = {
+    "mujoco": "mujoco",
+    "Box2D": "box2d",
+    "box2d": "box2d",
+    "pygame": "box2d",
+    "ale_py": "atari",
+    "envpool": "envpool",
+}
+
+
+def make_envs(
+    env: Any,
+    num_envs: int = 1,
+    backend: Backend = "auto",
+    seed: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+) -> Environments:
+    """Environments for the collector, from anything that a user may have.
+
+    Args:
+        env: an id ("CartPole-v1"), a `gym.Env`, a callable that makes one, a list of such callables, a Gymnasium
+            `VectorEnv` in any autoreset mode, an SB3 `VecEnv`, an EnvPool environment, or `Environments`.
+        num_envs: how many to run side by side, for an id or one callable; ignored where `env` brings its own number.
+        backend: "native" is Gymnasium's own vector implementation of that id, "sync" steps single environments in
+            this process, "async" in worker processes, "envpool" makes an EnvPool. "auto" takes "native" if there is
+            one and more than one environment is asked for, else "sync".
+        seed: for EnvPool, which takes its seed at construction only.
+        env_kwargs: passed to the environment, for an id.
+
+    Raises:
+        ValueError: an unknown id (the nearest is named) or backend, a backend that does not fit what `env` is, an
+            environment that cannot be copied `num_envs` times.
+        ImportError: the environment needs a package that is not installed; the message says which extra brings it.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"num_envs: expected a positive integer, got {num_envs!r}")
+    if env_kwargs and not isinstance(env, str):
+        raise ValueError("env_kwargs: only an environment given by its id takes them")
+    if isinstance(env, str):
+        return _from_id(env, num_envs, backend, seed, env_kwargs or {})
+    if callable(env) and not isinstance(env, gym.Env | VectorEnv | VecEnv):
+        return _from_factories([env] * num_envs, backend)
+    if isinstance(env, Sequence) and env and all(callable(item) for item in env):
+        return _from_factories(list(env), backend)
+    return _from_object(env, num_envs, backend)
+
+
+def _from_object(env: Any, num_envs: int, backend: Backend) -> Environments:
+    if backend != "auto":
+        raise ValueError(f"backend: {backend!r} needs an id or a callable; {type(env).__name__} is an environment already made")
+    if isinstance(env, Environments):
+        return env
+    if isinstance(env, VecEnv):
+        return SB3Environments(env)
+    if isinstance(env, gym.Env):
+        if num_envs != 1:
+            raise ValueError(f"num_envs: one environment object cannot be run {num_envs} times; give a callable that makes it")
+        return SyncEnvironments([lambda: env], name=_name_of(env))
+    if _is_envpool(env):
+        return EnvPoolEnvironments(env)
+    if isinstance(env, VectorEnv):
+        return GymnasiumEnvironments(env)
+    raise ValueError(
+        "env: expected an id, a gymnasium.Env, a callable or a list of callables, a gymnasium VectorEnv, an SB3 VecEnv "
+        f"or an EnvPool environment, got {type(env).__name__}"
+    )
+
+
+def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwargs: dict[str, Any]) -> Environments:
+    if backend == "envpool":
+        return EnvPoolEnvironments(_make_envpool(env_id, num_envs, fresh_seed() if seed is None else seed, kwargs))
+    spec = find_spec(env_id)
+    native = spec.vector_entry_point is not None
+    if backend == "native" and not native:
+        raise ValueError(f"backend: {env_id} has no native vector implementation in Gymnasium; use 'sync' or 'async'")
+    if backend == "native" or (backend == "auto" and native and num_envs > 1):
+        vector = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        return GymnasiumEnvironments(vector)
+    return _from_factories([lambda: make_env(env_id, **kwargs)] * num_envs, backend, env_id)
+
+
+def _from_factories(factories: list[Callable[[], Any]], backend: Backend, name: str | None = None) -> Environments:
+    if backend in ("native", "envpool"):
+        raise ValueError(f"backend: {backend!r} needs an environment id, not a callable")
+    checked: list[EnvFactory] = [_checked(factory) for factory in factories]
+    if backend == "async":
+        return AsyncEnvironments(checked, name=name or "environment")
+    envs = SyncEnvironments(checked, name=name or "environment")
+    envs.name = name or _name_of(envs.envs[0])
+    return envs
+
+
+def make_env(env_id: str, render_mode: str | None = None, **kwargs: Any) -> gym.Env:
+    """One environment of a registered id, able to render frames if it says so.
+
+    Raises:
+        ValueError: unknown id; the nearest is named.
+        ImportError: the environment's package is missing; the message says which extra brings it.
+    """
+    spec = find_spec(env_id)
+    try:
+        try:
+            return gym.make(spec, render_mode=render_mode or "rgb_array", disable_env_checker=True, **kwargs)
+        except TypeError:  # an environment without a render mode
+            return gym.make(spec, disable_env_checker=True, **kwargs)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise missing_extra(env_id, error) from error
+
+
+def find_spec(env_id: str) -> Any:
+    """The registered specification of an id, "module:Id-v0" included.
+
+    Raises:
+        ValueError: unknown id; the nearest is named.
+        ImportError: the id belongs to a package that is not installed.
+    """
+    if env_id.startswith("ALE/"):
+        _register_atari(env_id)
+    try:
+        return gym.spec(env_id)
+    except ImportError as error:
+        raise missing_extra(env_id, error) from error
+    except gym.error.Error as error:
+        near = difflib.get_close_matches(env_id, gym.registry, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"env: {env_id!r} is not registered with Gymnasium{hint}") from error
+
+
+def missing_extra(env_id: str, error: Exception) -> ImportError:
+    """An ImportError that says what to install for an environment."""
+    module = getattr(error, "name", None) or next((name for name in EXTRAS if name.lower() in str(error).lower()), None)
+    extra = EXTRAS.get(module or "")
+    advice = f"pip install 'rlopt[{extra}]'" if extra else f"install the package that provides it ({error})"
+    return ImportError(f"env: {env_id} needs {module or 'a package'} that is not installed: {advice}")
+
+
+def _register_atari(env_id: str) -> None:
+    try:
+        import ale_py
+    except ImportError as error:
+        raise missing_extra(env_id, error) from error
+    gym.register_envs(ale_py)
+
+
+def _make_envpool(env_id: str, num_envs: int, seed: int, kwargs: dict[str, Any]) -> Any:
+    try:
+        import envpool
+    except ImportError as error:
+        raise missing_extra(env_id, error) from error
+    known = envpool.list_all_envs()
+    task = env_id.removeprefix("ALE/")
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"env: EnvPool has no environment {task!r}{hint}")
+    return envpool.make_gymnasium(task, num_envs=num_envs, seed=seed, **kwargs)
+
+
+def _checked(factory: Callable[[], Any]) -> EnvFactory:
+    def make() -> gym.Env:
+        env = factory()
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"env: the callable returned {type(env).__name__}, expected a gymnasium.Env")
+        return env
+
+    return make
+
+
+def _is_envpool(env: Any) -> bool:
+    return any(cls.__module__.startswith("envpool.") for cls in type(env).__mro__)
+
+
+def _name_of(env: gym.Env) -> str:
+    return env.spec.id if env.spec else type(env.unwrapped).__name__

@@ -1,0 +1,65 @@
+"""What goes into TensorBoard beyond SB3's scalars: a first page, hyper-parameters, the configuration as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+
+# The charts one looks at first, on one page: title -> (kind, keys).
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "1 Is it learning?": {
+        "return": ["Multiline", ["rollout/ep_rew_mean", "eval/mean_reward"]],
+        "episode length": ["Multiline", ["rollout/ep_len_mean", "eval/mean_ep_length"]],
+    },
+    "2 Is the update sound?": {
+        "approximate KL": ["Multiline", ["train/approx_kl"]],
+        "clip fraction": ["Multiline", ["train/clip_fraction"]],
+        "explained variance": ["Multiline", ["train/explained_variance"]],
+        "gradient norm before clipping": ["Multiline", ["train/grad_norm"]],
+    },
+    "3 Losses": {
+        "policy loss": ["Multiline", ["train/policy_gradient_loss"]],
+        "value loss": ["Multiline", ["train/value_loss"]],
+        "minus entropy": ["Multiline", ["train/entropy_loss"]],
+        "standard deviation of actions": ["Multiline", ["train/std"]],
+    },
+    "4 Where does the time go?": {
+        "environment steps a second": ["Multiline", ["time/fps"]],
+        "seconds an iteration": ["Multiline", ["time/acting", "time/stepping", "time/updating"]],
+    },
+}
+
+
+def tensorboard_writer(logger: Logger) -> Any | None:
+    """The logger's SummaryWriter, or None if it does not write to TensorBoard."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            return output.writer
+    return None
+
+
+def add_first_page(logger: Logger) -> None:
+    """Lay out the Custom Scalars tab of a run."""
+    writer = tensorboard_writer(logger)
+    if writer is not None:
+        writer.add_custom_scalars(LAYOUT)
+
+
+def add_configuration(logger: Logger, configuration: dict[str, Any]) -> None:
+    """The resolved configuration as a table in the Text tab."""
+    writer = tensorboard_writer(logger)
+    if writer is not None:
+        rows = "\n".join(f"| {key} | `{value}` |" for key, value in configuration.items())
+        writer.add_text("configuration", f"| setting | value |\n|---|---|\n{rows}")
+
+
+def add_hyperparameters(logger: Logger, hyperparameters: dict[str, Any], results: dict[str, float], step: int) -> None:
+    """One line of the HParams tab: the hyper-parameters beside the final result."""
+    plain = {
+        key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in hyperparameters.items()
+    }
+    for key, value in results.items():
+        logger.record(key, value)
+    logger.record("hparams", HParam(plain, dict.fromkeys(results, 0.0)), exclude=("stdout", "log", "json", "csv"))
+    logger.dump(step)

@@ -1,0 +1,164 @@
+"""Stable-Baselines3's actor-critic policies, seen as functions from observations to (distribution, values).
+
+The networks, their initialisation, their keyword arguments and their parameter names are SB3's own classes, so that
+weights go to and come from SB3 unchanged and a custom SB3 policy or features extractor works as it is. What rlopt
+computes with them goes through `ActorCritic`, which samples nothing and builds no torch.distributions object.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
+from torch import Tensor, nn
+
+from rlopt.policies.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, SquashedGaussian
+from rlopt.rollout import Observations
+
+POLICY_ALIASES: dict[str, type[ActorCriticPolicy]] = {
+    "MlpPolicy": ActorCriticPolicy,
+    "CnnPolicy": ActorCriticCnnPolicy,
+    "MultiInputPolicy": MultiInputActorCriticPolicy,
+}
+# `ActorCritic` computes what these SB3 methods compute; a subclass that changes one would silently be ignored.
+BYPASSED_METHODS = (
+    "forward",
+    "evaluate_actions",
+    "get_distribution",
+    "predict_values",
+    "_get_action_dist_from_latent",
+)
+
+ActionDistribution = Categorical | MultiCategorical | Bernoulli | DiagonalGaussian | SquashedGaussian
+
+
+class ActorCritic(nn.Module):
+    """π(· | s) and v(s) of an SB3 actor-critic policy."""
+
+    def __init__(self, policy: ActorCriticPolicy):
+        super().__init__()
+        self.policy = policy
+        self.squash = policy.squash_output
+
+    def forward(self, observations: Observations) -> tuple[ActionDistribution, Tensor]:
+        """The distribution of actions and the values [B], features that both share computed once."""
+        policy = self.policy
+        features: Any = policy.extract_features(observations)
+        if policy.share_features_extractor:
+            latent_pi, latent_vf = policy.mlp_extractor(features)
+        else:
+            latent_pi = policy.mlp_extractor.forward_actor(features[0])
+            latent_vf = policy.mlp_extractor.forward_critic(features[1])
+        return self.distribution_of(policy.action_net(latent_pi)), policy.value_net(latent_vf).squeeze(-1)
+
+    def actor(self, observations: Observations) -> ActionDistribution:
+        """The distribution of actions alone: no critic is evaluated."""
+        return self.distribution_of(self.action_parameters(observations))
+
+    def action_parameters(self, observations: Observations) -> Tensor:
+        """What the action head puts out, [B, ·]: logits or a mean."""
+        policy = self.policy
+        features = super(ActorCriticPolicy, policy).extract_features(observations, policy.pi_features_extractor)
+        return policy.action_net(policy.mlp_extractor.forward_actor(features))
+
+    def critic(self, observations: Observations) -> Tensor:
+        """v(s), [B]."""
+        policy = self.policy
+        features = super(ActorCriticPolicy, policy).extract_features(observations, policy.vf_features_extractor)
+        return policy.value_net(policy.mlp_extractor.forward_critic(features)).squeeze(-1)
+
+    def distribution_of(self, head: Tensor) -> ActionDistribution:
+        """The distribution that the action head's output [B, ·] stands for."""
+        space = self.policy.action_space
+        if isinstance(space, spaces.Discrete):
+            return Categorical.from_logits(head)
+        if isinstance(space, spaces.MultiDiscrete):
+            return MultiCategorical.from_logits(head, tuple(int(n) for n in space.nvec))
+        if isinstance(space, spaces.MultiBinary):
+            return Bernoulli(head)
+        log_std = self.policy.log_std
+        return SquashedGaussian(head, log_std) if self.squash else DiagonalGaussian(head, log_std)
+
+
+def policy_class(policy: str | type[ActorCriticPolicy], observation_space: spaces.Space) -> type[ActorCriticPolicy]:
+    """The class for an alias or a class, checked against the observation space.
+
+    Raises:
+        ValueError: unknown alias (the nearest is named), a Dict space with "MlpPolicy" or "CnnPolicy", a class that
+            is not an SB3 `ActorCriticPolicy`, or one that overrides a method that rlopt does not call.
+    """
+    if isinstance(policy, str):
+        if policy not in POLICY_ALIASES:
+            near = difflib.get_close_matches(policy, POLICY_ALIASES, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"policy: expected one of {', '.join(POLICY_ALIASES)} or a class, got {policy!r}; did you mean {near!r}?"
+            )
+        if isinstance(observation_space, spaces.Dict) and policy != "MultiInputPolicy":
+            raise ValueError(f"policy: {policy!r} cannot read a Dict or Tuple observation; use 'MultiInputPolicy'")
+        if not isinstance(observation_space, spaces.Dict) and policy == "MultiInputPolicy":
+            raise ValueError(
+                f"policy: 'MultiInputPolicy' reads Dict or Tuple observations, got {observation_space}; use 'MlpPolicy' or 'CnnPolicy'"
+            )
+        return POLICY_ALIASES[policy]
+    if not (isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)):
+        raise ValueError(
+            f"policy: expected one of {', '.join(POLICY_ALIASES)} or a subclass of "
+            f"stable_baselines3.common.policies.ActorCriticPolicy, got {policy!r}"
+        )
+    for name in BYPASSED_METHODS:
+        if getattr(policy, name) is not getattr(ActorCriticPolicy, name):
+            raise ValueError(
+                f"policy: {policy.__name__} overrides {name}(), which rlopt does not call; "
+                "override _build_mlp_extractor() or pass a features_extractor_class instead"
+            )
+    return policy
+
+
+def make_policy(
+    policy: str | type[ActorCriticPolicy],
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    learning_rate: float,
+    policy_kwargs: dict[str, Any],
+) -> ActorCriticPolicy:
+    """An SB3 policy on the CPU, initialised from torch's global generator as SB3 does it.
+
+    Takes all of SB3's `policy_kwargs` except gSDE's, and `squash_output=True` for a tanh-squashed Gaussian on a Box
+    with finite bounds. The caller's dictionaries are copied.
+
+    Raises:
+        ValueError: gSDE arguments, a squashed policy where there is nothing to squash, an unknown keyword.
+    """
+    kwargs = dict(policy_kwargs)
+    for key in ("features_extractor_kwargs", "optimizer_kwargs"):  # SB3 edits the former in place
+        if kwargs.get(key) is not None:
+            kwargs[key] = dict(kwargs[key])
+    for key in ("use_sde", "full_std", "use_expln"):
+        if kwargs.pop(key, None):
+            raise ValueError(f"policy_kwargs: {key} belongs to gSDE, which rlopt does not offer")
+    squash = kwargs.pop("squash_output", False)
+    if squash and not is_bounded_box(action_space):
+        raise ValueError(f"policy_kwargs: squash_output needs a Box action space with finite bounds, got {action_space}")
+    cls = policy_class(policy, observation_space)
+    try:
+        module = cls(observation_space, action_space, lambda _: learning_rate, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"policy_kwargs: {cls.__name__} refuses them: {error}") from error
+    if squash:
+        module.action_dist = SquashedDiagGaussianDistribution(int(np.prod(action_space.shape or ())))
+        module._squash_output = True
+    module.set_training_mode(False)
+    return module
+
+
+def is_bounded_box(space: spaces.Space) -> bool:
+    """Whether the space is a Box whose bounds are all finite."""
+    return isinstance(space, spaces.Box) and bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())

@@ -1,0 +1,67 @@
+"""A module seen as a function of one flat parameter vector θ."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_views(module: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """θ [d] cut into views with the names and shapes of the module's parameters, tied ones once."""
+    views, offset = {}, 0
+    for name, parameter in module.named_parameters():
+        views[name] = theta[offset : offset + parameter.numel()].view(parameter.shape)
+        offset += parameter.numel()
+    if offset != theta.numel():
+        raise ValueError(f"theta has {theta.numel()} entries, but the module has {offset} parameters")
+    return views
+
+
+def flatten_parameters(module: nn.Module) -> Tensor:
+    """θ [d]: a copy of all parameters, in the order of `named_parameters`."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+
+def bind_parameters(module: nn.Module, theta: Tensor) -> None:
+    """Make the module's parameters views of θ: what is written to one is seen in the other."""
+    views = parameter_views(module, theta.detach())
+    for name, parameter in module.named_parameters():
+        parameter.data = views[name]
+
+
+def share_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Let `target`, a copy of `source`, use the very buffers of `source` (running statistics, say)."""
+    for mine, theirs in zip(target.modules(), source.modules(), strict=True):
+        mine._buffers.update(theirs._buffers)
+
+
+class Functional:
+    """f(θ, *inputs) for a module, and the way between θ and named tensors.
+
+    The module is copied, so that binding parameters here never moves those of the caller's module. Use the call
+    where θ is differentiated by `torch.func`; use `bind` where the same θ serves many plain calls, as in acting.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = copy.deepcopy(module)
+        share_buffers(module, self.module)
+        self.module.eval()
+
+    def init(self) -> Tensor:
+        """θ [d] of the module as it is."""
+        return flatten_parameters(self.module)
+
+    def unravel(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of θ by parameter name."""
+        return parameter_views(self.module, theta)
+
+    def bind(self, theta: Tensor) -> Any:
+        """The module with its parameters as views of θ, for plain calls until the next `bind`."""
+        bind_parameters(self.module, theta)
+        return self.module
+
+    def __call__(self, theta: Tensor, *inputs: Any) -> Any:
+        return torch.func.functional_call(self.module, self.unravel(theta), inputs)

@@ -1,0 +1,226 @@
+"""Named sets of hyper-parameters: SB3's, CleanRL's, and tuned ones for single environments. Explicit arguments win."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+
+Preset = dict[str, Any]
+
+SB3: dict[str, Preset] = {
+    "ppo": {
+        "learning_rate": 3e-4,
+        "n_steps": 2048,
+        "batch_size": 64,
+        "n_epochs": 10,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip_range": 0.2,
+        "clip_range_vf": None,
+        "normalize_advantage": True,
+        "ent_coef": 0.0,
+        "vf_coef": 0.5,
+        "max_grad_norm": 0.5,
+        "target_kl": None,
+        "value_clip": "prediction",
+        "bootstrap_truncation": True,
+        "schedule_from": "rollout_end",
+    }
+}
+
+# Differs from SB3 in schedule, value loss, truncation and, for continuous actions, normalisation. The value loss
+# there is half the mean square with coefficient 0.5: the mean square with 0.25.
+CLEANRL_COMMON: Preset = {
+    **SB3["ppo"],
+    "vf_coef": 0.25,
+    "clip_range_vf": 0.2,
+    "value_clip": "maximum",
+    "bootstrap_truncation": False,
+    "schedule_from": "rollout_start",
+    "carry_reward_returns": True,
+}
+CLEANRL: dict[str, Preset] = {
+    "discrete": {
+        **CLEANRL_COMMON,
+        "learning_rate": "linear:2.5e-4",
+        "n_envs": 4,
+        "n_steps": 128,
+        "batch_size": 128,
+        "n_epochs": 4,
+        "ent_coef": 0.01,
+    },
+    "continuous": {
+        **CLEANRL_COMMON,
+        "learning_rate": "linear:3e-4",
+        "n_envs": 1,
+        "normalize_observations": True,
+        "normalize_rewards": True,
+    },
+    "atari": {
+        **CLEANRL_COMMON,
+        "learning_rate": "linear:2.5e-4",
+        "n_envs": 8,
+        "n_steps": 128,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "clip_range": 0.1,
+        "clip_range_vf": 0.1,
+        "ent_coef": 0.01,
+    },
+}
+
+NORMALIZED: Preset = {"normalize_observations": True, "normalize_rewards": True}
+MUJOCO: Preset = {**NORMALIZED, "n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10}
+
+# Values of rl-baselines3-zoo (2026) where it has them without gSDE; `total_timesteps` is read by the command line.
+TUNED: dict[str, dict[str, Preset]] = {
+    "ppo": {
+        "CartPole-v1": {
+            "total_timesteps": 100_000,
+            "n_envs": 8,
+            "n_steps": 32,
+            "batch_size": 256,
+            "gae_lambda": 0.8,
+            "gamma": 0.98,
+            "n_epochs": 20,
+            "learning_rate": "linear:1e-3",
+            "clip_range": "linear:0.2",
+        },
+        "Acrobot-v1": {
+            **NORMALIZED,
+            "total_timesteps": 1_000_000,
+            "n_envs": 16,
+            "n_steps": 256,
+            "gae_lambda": 0.94,
+            "n_epochs": 4,
+        },
+        "MountainCar-v0": {
+            **NORMALIZED,
+            "total_timesteps": 1_000_000,
+            "n_envs": 16,
+            "n_steps": 16,
+            "gae_lambda": 0.98,
+            "n_epochs": 4,
+        },
+        "Pendulum-v1": {
+            "total_timesteps": 200_000,
+            "n_envs": 4,
+            "n_steps": 1024,
+            "gamma": 0.9,
+            "learning_rate": 1e-3,
+        },
+        "LunarLander-v3": {
+            "total_timesteps": 1_000_000,
+            "n_envs": 16,
+            "n_steps": 1024,
+            "batch_size": 64,
+            "gae_lambda": 0.98,
+            "gamma": 0.999,
+            "n_epochs": 4,
+            "ent_coef": 0.01,
+        },
+        "BipedalWalker-v3": {
+            **NORMALIZED,
+            "total_timesteps": 5_000_000,
+            "n_envs": 32,
+            "n_steps": 2048,
+            "batch_size": 64,
+            "gamma": 0.999,
+            "clip_range": 0.18,
+        },
+        "HalfCheetah-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "Hopper-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "Walker2d-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "Ant-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "Humanoid-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "Reacher-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "InvertedPendulum-v5": {**MUJOCO, "total_timesteps": 300_000},
+        "InvertedDoublePendulum-v5": {**MUJOCO, "total_timesteps": 1_000_000},
+        "Swimmer-v5": {
+            **NORMALIZED,
+            "total_timesteps": 1_000_000,
+            "gamma": 0.9999,
+            "n_envs": 4,
+            "n_steps": 1024,
+            "batch_size": 256,
+            "learning_rate": 6e-4,
+            "gae_lambda": 0.98,
+        },
+    }
+}
+PRESETS = ("sb3", "cleanrl", "tuned")
+
+
+def preset_values(algorithm: str, preset: str, env: Any) -> Preset:
+    """The values of a preset for an algorithm and an environment.
+
+    Args:
+        algorithm: "ppo".
+        preset: "sb3"; "cleanrl", which depends on whether actions are discrete; or "tuned", which knows single
+            environments by id and is "sb3" for all others.
+        env: the environment or its id.
+
+    Raises:
+        ValueError: an unknown preset (the nearest is named).
+    """
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}; did you mean {near!r}?")
+    base = dict(SB3.get(algorithm, {}))
+    if preset == "tuned":
+        return base | TUNED.get(algorithm, {}).get(env_id(env), {})
+    if preset == "cleanrl":
+        return dict(CLEANRL[cleanrl_kind(env)])
+    return base
+
+
+def diff(first: Preset, second: Preset) -> dict[str, tuple[Any, Any]]:
+    """Where two presets differ: name -> (value in the first, value in the second), "—" where one has none."""
+    names = [*first, *(name for name in second if name not in first)]
+    return {
+        name: (first.get(name, "—"), second.get(name, "—")) for name in names if first.get(name, "—") != second.get(name, "—")
+    }
+
+
+def with_preset(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor with a `preset` argument that fills in whatever was not given explicitly."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        preset = bound.arguments.get("preset")
+        if preset is not None:
+            values = preset_values(type(self).__name__.lower(), preset, bound.arguments.get("env"))
+            for name, value in values.items():
+                if name in signature.parameters:
+                    bound.arguments.setdefault(name, value)
+        init(*bound.args, **bound.kwargs)
+
+    return wrapped
+
+
+def env_id(env: Any) -> str:
+    """The id of an environment, or "" if it has none."""
+    if isinstance(env, str):
+        return env
+    spec = getattr(env, "spec", None)
+    return spec.id if spec is not None else ""
+
+
+def cleanrl_kind(env: Any) -> str:
+    """Which of CleanRL's scripts an environment belongs to: "discrete", "continuous" or "atari"."""
+    name = env_id(env)
+    if name.startswith("ALE/") or "NoFrameskip" in name:
+        return "atari"
+    space = getattr(env, "single_action_space", getattr(env, "action_space", None))
+    if space is None and name:
+        probe = gym.make(name)
+        space = probe.action_space
+        probe.close()
+    return "continuous" if isinstance(space, gym.spaces.Box) else "discrete"

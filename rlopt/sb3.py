@@ -1,0 +1,180 @@
+"""Weights from and to Stable-Baselines3's own files."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from rlopt.agents.base import Agent
+from rlopt.agents.ppo import PPO
+from rlopt.schedules import Constant, Linear, Schedule, as_schedule
+
+# Plain entries of SB3's `data` that are arguments of our PPO as they stand.
+SCALARS = (
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "gae_lambda",
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "target_kl",
+    "verbose",
+    "seed",
+)
+
+
+def import_sb3(path: Any, env: Any, policy: Any = None, **kwargs: Any) -> PPO:
+    """A PPO with the weights and plain hyper-parameters of a file that SB3's PPO saved. Nothing in it is unpickled.
+
+    The weights are read by torch's restricted unpickler, which knows tensors only; whatever SB3 stored as a pickle
+    (spaces, schedules, the policy's class and arguments) is skipped and comes from the caller.
+
+    Args:
+        path: SB3's zip, with or without the suffix.
+        env: environment or id, which gives the spaces.
+        policy: the policy, where it is not the one that the observation space suggests.
+        **kwargs: constructor arguments: `policy_kwargs`, if the file was made with any, schedules, device …
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of SB3's PPO, or weights that do not fit the networks.
+    """
+    source = Path(path)
+    if not source.is_file():
+        source = source.with_name(f"{source.name}.zip")
+    if not source.is_file():
+        raise FileNotFoundError(f"path: there is no file {path} (nor with .zip)")
+    data, weights = _read(source)
+    scalars = {name: data[name] for name in SCALARS if isinstance(data.get(name), int | float) or data.get(name, "") is None}
+    if isinstance(data.get("learning_rate"), int | float):
+        scalars["learning_rate"] = data["learning_rate"]
+    arguments = scalars | kwargs
+    if policy is None:
+        policy = _suggested_policy(weights)
+    agent = PPO(policy, env, **arguments)
+    try:
+        agent.policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"path: the weights of {source} do not fit; were they made with other policy_kwargs? {error}"
+        ) from error
+    agent.num_timesteps = int(data.get("num_timesteps", 0))
+    return agent
+
+
+def export_sb3(agent: Agent, path: Any) -> Path:
+    """Write a file that `stable_baselines3.PPO.load` reads: weights, plain hyper-parameters, spaces.
+
+    SB3 itself writes it. An agent's own normalisation has no place in such a file; its statistics are written beside
+    it as SB3's `VecNormalize`, in `<name>_vecnormalize.pkl`. (SB3 unpickles both when it loads them.)
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: a space that SB3 does not have, a squashed Gaussian without gSDE, an agent other than PPO.
+    """
+    if not isinstance(agent, PPO):
+        raise ValueError(f"export_sb3: only PPO has a counterpart in Stable-Baselines3, got {type(agent).__name__}")
+    if agent.policy.squash_output:
+        raise ValueError("export_sb3: SB3 has no squashed Gaussian without gSDE")
+    if agent.encoder.space != agent.observation_space and not isinstance(agent.observation_space, spaces.Box):
+        raise ValueError(f"export_sb3: SB3 cannot read observations of {agent.observation_space}")
+    venv = DummyVecEnv([lambda: _Spaces(agent.encoder.space, agent.action_space)])
+    model = stable_baselines3.PPO(
+        type(agent.policy),
+        venv,
+        learning_rate=_sb3_schedule("learning_rate", as_schedule("learning_rate", agent.learning_rate)),
+        clip_range=_sb3_schedule("clip_range", as_schedule("clip_range", agent.clip_range)),
+        clip_range_vf=None
+        if agent.clip_range_vf is None
+        else _sb3_schedule("clip_range_vf", as_schedule("clip_range_vf", agent.clip_range_vf)),
+        policy_kwargs=agent.policy_kwargs,
+        device="cpu",
+        **{name: getattr(agent, name) for name in SCALARS},
+    )
+    model.policy.load_state_dict({key: value.cpu() for key, value in agent.policy.state_dict().items()})
+    model.num_timesteps = agent.num_timesteps
+    target = Path(path).with_suffix(".zip")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    model.save(target)
+    if agent.observation_normalizer is not None or agent.reward_normalizer is not None:
+        _vec_normalize(agent, venv).save(str(target.with_name(f"{target.stem}_vecnormalize.pkl")))
+    return target
+
+
+class _Spaces(gym.Env[Any, Any]):
+    """An environment that has spaces and nothing else."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            names = set(archive.namelist())
+            if not {"data", "policy.pth"} <= names:
+                raise ValueError(f"path: {source} is a zip, but not one of Stable-Baselines3")
+            data = json.loads(archive.read("data"))
+            weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+    except (
+        zipfile.BadZipFile,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+    ) as error:
+        raise ValueError(f"path: {source} is not a whole file of Stable-Baselines3: {error}") from error
+    if not isinstance(data, dict) or not {"n_epochs", "gae_lambda"} <= data.keys():
+        raise ValueError(f"path: {source} is not a file of Stable-Baselines3's PPO")
+    if not (isinstance(weights, dict) and any(name.startswith("action_net.") for name in weights)):
+        raise ValueError(f"path: the weights in {source} are not those of an actor-critic policy")
+    return data, weights
+
+
+def _suggested_policy(weights: dict[str, Any]) -> str:
+    if any(name.startswith("features_extractor.extractors.") for name in weights):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if any(name.startswith("features_extractor.cnn.") for name in weights) else "MlpPolicy"
+
+
+def _sb3_schedule(name: str, schedule: Schedule) -> Any:
+    if isinstance(schedule, Constant):
+        return schedule.value
+    if isinstance(schedule, Linear):
+        return LinearSchedule(schedule.start, schedule.end, schedule.end_fraction)
+    raise ValueError(f"{name}: {schedule} is a function; use rlopt.Linear or rlopt.Constant")
+
+
+def _vec_normalize(agent: PPO, venv: DummyVecEnv) -> VecNormalize:
+    observations, rewards = agent.observation_normalizer, agent.reward_normalizer
+    env = VecNormalize(
+        venv,
+        norm_obs=observations is not None,
+        norm_reward=rewards is not None,
+        clip_obs=agent.clip_observations,
+        clip_reward=agent.clip_rewards,
+        gamma=agent.gamma,
+        norm_obs_keys=[key for key in observations.moments if key] or None if observations is not None else None,
+    )
+    if observations is not None:
+        env.obs_rms = dict(observations.moments) if isinstance(agent.encoder.space, spaces.Dict) else observations.moments[""]
+    if rewards is not None:
+        env.ret_rms = rewards.moments
+    return env

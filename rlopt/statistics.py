@@ -1,0 +1,79 @@
+"""Episode returns and lengths, kept for all environments at once; Python per environment only when an episode ends."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlopt.envs.spaces import Array
+
+EpisodeRecord = dict[str, Any]
+
+
+class EpisodeStatistics:
+    """Running returns of N environments, and the last finished episodes.
+
+    Where the environments have SB3's `Monitor`, its account wins: `info["episode"]` is the real game's, whatever
+    wrappers outside it do to rewards and episode ends.
+
+    Attributes:
+        recent: the last `window` episodes, dictionaries with return `r`, length `l` and seconds `t`.
+        successes: `info["is_success"]` of the last `window` episodes that had it.
+        num_episodes: finished since the start.
+    """
+
+    def __init__(self, num_envs: int, window: int = 100, monitored: bool = False):
+        self.monitored = monitored
+        self.recent: deque[EpisodeRecord] = deque(maxlen=window)
+        self.successes: deque[float] = deque(maxlen=window)
+        self.num_episodes = 0
+        self.on_episode: Callable[[EpisodeRecord], None] | None = None
+        self.started = time.time()
+        self.begin(num_envs)
+
+    def begin(self, num_envs: int) -> None:
+        """All environments start new episodes."""
+        self.returns = np.zeros(num_envs)
+        self.lengths = np.zeros(num_envs, np.int64)
+
+    def add(self, rewards: Array, valid: Array | None, done: Array, infos: Sequence[dict[str, Any]]) -> None:
+        """Count one step: raw rewards [N] or [N, K], rows that count (None for all), episodes that ended."""
+        if rewards.ndim == 2 and self.returns.ndim == 1:
+            self.returns = np.zeros(rewards.shape)
+        if valid is None:
+            self.returns += rewards
+            self.lengths += 1
+        else:
+            self.returns[valid] += rewards[valid]
+            self.lengths += valid
+        if done.any():
+            for row in done.nonzero()[0]:
+                self._finish(int(row), infos[int(row)])
+
+    def _finish(self, row: int, info: dict[str, Any]) -> None:
+        if info.get("is_success") is not None:
+            self.successes.append(float(info["is_success"]))
+        record = _reported(info) if self.monitored else self._own(row)
+        self.returns[row] = 0.0
+        self.lengths[row] = 0
+        if record is None:  # a wrapper ended the training episode; the game goes on
+            return
+        self.recent.append(record)
+        self.num_episodes += 1
+        if self.on_episode is not None:
+            self.on_episode({**record, "env": row})
+
+    def _own(self, row: int) -> EpisodeRecord:
+        seconds = round(time.time() - self.started, 6)
+        return {"r": self.returns[row].tolist(), "l": int(self.lengths[row]), "t": seconds}
+
+
+def _reported(info: dict[str, Any]) -> EpisodeRecord | None:
+    episode = info.get("episode")
+    if not isinstance(episode, dict):
+        return None
+    return {"r": float(np.asarray(episode["r"])), "l": int(episode["l"]), "t": float(episode.get("t", 0.0))}
