@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
-from torch import Tensor, nn
+from torch import nn
 
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.policies.actor_critic import ActorCritic
@@ -31,7 +31,7 @@ NUMPY_MAX_ENVS = 128
 class Actor(Protocol):
     """Acts for N environments at the θ it was bound to."""
 
-    def __call__(self, observations: ArrayTree, noise: Tensor) -> Array:
+    def __call__(self, observations: ArrayTree, noise: Array) -> Array:
         """Actions [N, *act] as sampled, from encoded observations [N, *obs] and noise [N, ·]."""
         ...
 
@@ -50,12 +50,12 @@ class TorchActor:
         self.device = next(module.parameters()).device
 
     @torch.no_grad()
-    def __call__(self, observations: ArrayTree, noise: Tensor) -> Array:
+    def __call__(self, observations: ArrayTree, noise: Array) -> Array:
         if isinstance(observations, dict):
             inputs: Any = {key: torch.as_tensor(value, device=self.device) for key, value in observations.items()}
         else:
             inputs = torch.as_tensor(observations, device=self.device)
-        return self.module.actor(inputs).sample(noise.to(self.device)).cpu().numpy()
+        return self.module.actor(inputs).sample(torch.as_tensor(noise, device=self.device)).cpu().numpy()
 
 
 class NumpyActor:
@@ -70,11 +70,11 @@ class NumpyActor:
         if isinstance(self.space, spaces.MultiDiscrete):
             self.bounds = np.cumsum(self.space.nvec)[:-1]
 
-    def __call__(self, observations: ArrayTree, noise: Tensor) -> Array:
+    def __call__(self, observations: ArrayTree, noise: Array) -> Array:
         x = observations
         for layer in self.layers:
-            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else layer(x)  # type: ignore[operator,arg-type]
-        return self._sample(x, noise.numpy())  # type: ignore[arg-type]
+            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else layer(x)  # type: ignore[arg-type]
+        return self._sample(x, noise)  # type: ignore[arg-type]
 
     def _sample(self, head: Array, noise: Array) -> Array:
         if isinstance(self.space, spaces.Discrete):

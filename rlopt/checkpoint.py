@@ -360,7 +360,7 @@ def decode_space(data: dict[str, Any]) -> spaces.Space:
     if kind == "Box":
         shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
         low, high = (np.broadcast_to(np.asarray(data[name], dtype), shape) for name in ("low", "high"))
-        return spaces.Box(low, high, shape, dtype.type)  # type: ignore[arg-type]
+        return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":
         return spaces.Discrete(int(data["n"]), start=int(data["start"]))
     if kind == "MultiDiscrete":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlopt.acting import Actor, make_actor
-from rlopt.envs.base import EnvironmentFault, Environments, Step
+from rlopt.envs.base import EnvironmentFault, Environments, Step, named
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays, write_rows
 from rlopt.policies.distributions import draw_noise
@@ -97,6 +97,7 @@ class Collector:
         self.observations: ArrayTree | None = None
         self.reset_pending = np.zeros(envs.num_envs, bool)
         self._everyone = np.ones(envs.num_envs, bool)
+        self._rows = np.arange(envs.num_envs)
 
     def reset(self, seed: int | None = None) -> None:
         """Begin new episodes in all environments.
@@ -106,6 +107,7 @@ class Collector:
         """
         observations = self.envs.reset(seed)
         self._check_shapes(observations)
+        self._check_finite({f"first {field}": array for field, array in named(observations).items()}, self._rows)
         self.reset_pending[:] = False
         self.statistics.begin(self.envs.num_envs)
         if self.reward_normalizer is not None:
@@ -126,7 +128,7 @@ class Collector:
             self.on_start(num_steps)
         module = self.policy.bind(theta)
         actor = make_actor(module, self.envs.num_envs)
-        noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator)
+        noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator).numpy()
         record = _Record(self.envs, num_steps, module.squash)
         write_rows(record.states, 0, self.observations)
         for t in range(num_steps):
@@ -156,7 +158,7 @@ class Collector:
             blocks.append(block)
         return episodes_as_columns(blocks, quota)
 
-    def _advance(self, actor: Actor, noise: Tensor, record: _Record, t: int) -> None:
+    def _advance(self, actor: Actor, noise: Array, record: _Record, t: int) -> None:
         """One step of every environment, written into row t."""
         assert self.observations is not None
         began = perf_counter()
@@ -171,7 +173,9 @@ class Collector:
         done = step.terminated | step.truncated
         finals, rewards = step.final_observations, step.rewards
         if self.observation_normalizer is not None or self.reward_normalizer is not None:
-            self._check_finite(step)  # before the statistics see it
+            self._check_finite({**named(step.observations), "reward": step.rewards}, self._rows)  # before they are counted
+            if finals is not None:
+                self._check_finite({f"final {field}": array for field, array in named(finals).items()}, step.final_rows)
         # Under next-step resets the observation of a finished episode is its last, and is not counted.
         new_observations = self._normalized(step.observations, ~done if self.envs.resets_on_next_step else self._everyone)
         if finals is not None:
@@ -180,7 +184,9 @@ class Collector:
             record.add_finals(t, step.final_rows, finals)
         if self.reward_normalizer is not None:
             rewards = self.reward_normalizer(rewards, valid, step.terminated, step.truncated)
-        record.write(t, actions, rewards, step.terminated, step.truncated, valid)
+        if valid is not self._everyone:
+            record.mask[t] = valid
+        record.write(t, actions, rewards, step.terminated, step.truncated)
         write_rows(record.states, t + 1, new_observations)
 
         self.num_timesteps += self.envs.num_envs if valid is self._everyone else int(valid.sum())
@@ -195,8 +201,7 @@ class Collector:
             raise CollectionStopped
 
     def _without_reset_rows(self, step: Step) -> tuple[Step, Array]:
-        """The step with terminated winning over truncated and reset rows emptied, and which rows are valid, [N]."""
-        step = step._replace(truncated=step.truncated & ~step.terminated)
+        """The step with reset rows emptied, and which rows are valid, [N]."""
         if not (self.envs.resets_on_next_step and self.reset_pending.any()):
             return step, self._everyone
         # What comes back on a reset row opens the new episode; its reward and flags mean nothing.
@@ -204,13 +209,14 @@ class Collector:
         rewards = np.where(valid if step.rewards.ndim == 1 else valid[:, None], step.rewards, 0.0)
         return step._replace(rewards=rewards, terminated=step.terminated & valid, truncated=step.truncated & valid), valid
 
-    def _check_finite(self, step: Step) -> None:
-        found = first_non_finite({**named(step.observations), "reward": step.rewards})
+    def _check_finite(self, fields: dict[str, Array], environments: Sequence[int] | Array) -> None:
+        """Raises EnvironmentFault unless all is finite; row i of every field is of `environments[i]`."""
+        found = first_non_finite(fields)
         if found is not None:
             field, index = found
             raise EnvironmentFault(
-                f"{self.envs.name}: {field} of environment {index[0]} is not finite after {self.num_timesteps} environment "
-                "steps; nothing was learned from this rollout"
+                f"{self.envs.name}: {field} of environment {environments[index[0]]} is not finite after {self.num_timesteps} "
+                "environment steps; nothing was learned from this rollout"
             )
 
     def _normalized(self, observations: ArrayTree, counted: Array) -> ArrayTree:
@@ -237,7 +243,7 @@ class Collector:
             log_probs=log_probs.view(actions.shape[:2]),
             rewards=torch.from_numpy(record.rewards).to(self.device),
             terminated=torch.from_numpy(record.terminated).to(self.device),
-            truncated=torch.from_numpy(record.truncated).to(self.device),
+            truncated=torch.from_numpy(record.truncated & ~record.terminated).to(self.device),  # terminated wins
             mask=torch.from_numpy(record.mask).to(self.device),
             final_rows=torch.from_numpy(np.concatenate(record.final_rows or [np.zeros(0, np.int64)])).to(self.device),
             final_observations=self._tensors(no_finals if finals is None else finals),
@@ -273,14 +279,13 @@ class _Record:
         self.finals: list[ArrayTree] = []
         self.squashed = squashed
 
-    def write(self, t: int, actions: Array, rewards: Array, terminated: Array, truncated: Array, valid: Array) -> None:
+    def write(self, t: int, actions: Array, rewards: Array, terminated: Array, truncated: Array) -> None:
         if rewards.ndim == 2 and self.rewards.ndim == 2:  # K objectives: known at the first step
             self.rewards = np.zeros((*self.rewards.shape, rewards.shape[1]), np.float32)
         self.actions[t] = actions
         self.rewards[t] = rewards
         self.terminated[t] = terminated
         self.truncated[t] = truncated
-        self.mask[t] = valid
 
     def add_finals(self, t: int, rows: Sequence[int] | Array, observations: ArrayTree) -> None:
         self.final_rows.append(t * self.mask.shape[1] + np.asarray(rows, np.int64))
@@ -301,13 +306,6 @@ class _Record:
                 f"{name}: {field} of environment {n} is not finite at step {t} of the rollout that ended after "
                 f"{num_timesteps} environment steps; nothing was learned from this rollout"
             )
-
-
-def named(observations: ArrayTree) -> dict[str, Array]:
-    """The arrays of an observation by the names that messages use."""
-    if isinstance(observations, dict):
-        return {f"observation {key!r}": value for key, value in observations.items()}
-    return {"observation": observations}
 
 
 def first_non_finite(fields: dict[str, Array]) -> tuple[str, tuple[int, ...]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ ELEMENTWISE = (
     torch.optim.Adagrad,
     torch.optim.SGD,
 )
-PLAIN_ADAM = {"eps", "betas", "lr"}  # with no other argument, Adam is the eight lines of `FlatAdam`
+PLAIN_ADAM = {"eps", "betas", "lr"}  # with no other argument, Adam is `FlatAdam`
 
 
 class Descent:
     """A private copy of a module, bound to a flat leaf, and the optimiser that moves it.
 
-    `begin(θ, moments)` copies the values in, `step(loss)` descends in place, `theta()` and `moments()` copy them
-    out: what was passed in is never written to.
+    `begin(θ, moments)` copies the values in, `step` descends in place, `theta()` and `moments()` copy them out: what
+    was passed in is never written to.
 
     Args:
         policy: the module as a function of θ; copied.
@@ -43,27 +44,35 @@ class Descent:
         self._gradient = torch.zeros_like(self._theta)
         self.module: Any = functional.bind(self._theta)
         self._parameters = list(self.module.parameters())
-        self.optimizer = self._make(optimizer_class, optimizer_kwargs)
+        self._optimizer: FlatAdam | TorchOptimizer
+        if optimizer_class is torch.optim.Adam and optimizer_kwargs.keys() <= PLAIN_ADAM:
+            self._optimizer = FlatAdam(self._theta, self._gradient, **optimizer_kwargs)
+        else:
+            leaf = nn.Parameter(self._theta)
+            leaf.grad = self._gradient
+            for name, view in parameter_views(self.module, self._gradient).items():
+                self.module.get_parameter(name).grad = view
+            parameters = [leaf] if optimizer_class in ELEMENTWISE else self._parameters
+            self._optimizer = TorchOptimizer(optimizer_class(parameters, **{"lr": 0.0, **optimizer_kwargs}))
 
     def begin(self, theta: Tensor, moments: Moments, learning_rate: float) -> None:
         """Start from these values."""
         self._theta.copy_(theta)
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in moments.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._optimizer.load(moments, learning_rate)
 
-    def step(self, loss: Tensor, max_grad_norm: float) -> Tensor:
-        """One step downhill, the gradient's Euclidean norm clipped; returns that norm before clipping, a scalar."""
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._gradient)
+    def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None, max_grad_norm: float) -> Tensor:
+        """One step downhill, the gradient's Euclidean norm clipped; returns that norm before clipping, a scalar.
+
+        Args:
+            outputs: a loss, or tensors that depend on the module's parameters.
+            gradients: of the loss with respect to `outputs`; None for a loss.
+            max_grad_norm: the gradient is scaled down to this.
+        """
+        pieces = torch.autograd.grad(outputs, self._parameters, gradients, allow_unused=True, materialize_grads=True)
+        torch.cat([piece.reshape(-1) for piece in pieces], out=self._gradient)
         norm = torch.linalg.vector_norm(self._gradient)
-        self._gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        self.optimizer.step()
+        self._gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
+        self._optimizer.step()
         return norm
 
     def theta(self) -> Tensor:
@@ -72,43 +81,72 @@ class Descent:
 
     def moments(self) -> Moments:
         """A copy of the optimiser's state, one tensor a name."""
+        return self._optimizer.moments()
+
+
+class FlatAdam:
+    """Adam on one flat tensor in place: torch's formula without its bookkeeping, which costs more than the step.
+
+    Source: Kingma and Ba, arXiv:1412.6980, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        theta: Tensor,
+        gradient: Tensor,
+        lr: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        self.theta, self.gradient = theta, gradient
+        self.learning_rate, self.betas, self.eps = lr, betas, eps
+        self.mean, self.square = torch.zeros_like(theta), torch.zeros_like(theta)
+        self.num_steps = 0
+
+    def load(self, moments: Moments, learning_rate: float) -> None:
+        """Take the values of `moments`, none for the first step."""
+        self.learning_rate = learning_rate
+        self.num_steps = int(moments["step"]) if moments else 0
+        for name, tensor in (("exp_avg", self.mean), ("exp_avg_sq", self.square)):
+            tensor.copy_(moments[name]) if moments else tensor.zero_()
+
+    def moments(self) -> Moments:
+        """Copies, under torch's names."""
+        step = torch.tensor(float(self.num_steps))
+        return {"step": step, "exp_avg": self.mean.clone(), "exp_avg_sq": self.square.clone()}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """θ ← θ − learning rate · m̂ / (√v̂ + ε)."""
+        self.num_steps += 1
+        beta1, beta2 = self.betas
+        self.mean.lerp_(self.gradient, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(self.gradient, self.gradient, value=1 - beta2)
+        denominator = self.square.sqrt().div_((1 - beta2**self.num_steps) ** 0.5).add_(self.eps)
+        self.theta.addcdiv_(self.mean, denominator, value=-self.learning_rate / (1 - beta1**self.num_steps))
+
+
+class TorchOptimizer:
+    """Any torch optimiser behind the same three methods; its state's names are "parameter.entry"."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+        self.step = optimizer.step
+
+    def load(self, moments: Moments, learning_rate: float) -> None:
+        """Take the values of `moments`, none for the first step."""
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in moments.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value.clone()
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def moments(self) -> Moments:
+        """Copies, one tensor a name."""
         return {
             f"{index}.{key}": value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
             for index, state in self.optimizer.state_dict()["state"].items()
             for key, value in state.items()
         }
-
-    def _make(self, optimizer_class: type[torch.optim.Optimizer], kwargs: dict[str, Any]) -> torch.optim.Optimizer:
-        kwargs = {"lr": 0.0, **kwargs}
-        if optimizer_class in ELEMENTWISE:
-            leaf = nn.Parameter(self._theta)
-            leaf.grad = self._gradient
-            flat = FlatAdam if optimizer_class is torch.optim.Adam and kwargs.keys() <= PLAIN_ADAM else optimizer_class
-            return flat([leaf], **kwargs)  # type: ignore[call-arg]
-        for name, view in parameter_views(self.module, self._gradient).items():
-            self.module.get_parameter(name).grad = view
-        return optimizer_class(self._parameters, **kwargs)  # type: ignore[call-arg]
-
-
-class FlatAdam(torch.optim.Optimizer):
-    """Adam on one flat tensor, equal to `torch.optim.Adam` and without its bookkeeping, which costs more than the step.
-
-    Source: Kingma and Ba, arXiv:1412.6980, algorithm 1, with the order of operations of torch.
-    """
-
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        (group,) = self.param_groups
-        (theta,) = group["params"]
-        state = self.state[theta]
-        if not state:
-            state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(theta), "exp_avg_sq": torch.zeros_like(theta)}
-        state["step"] += 1
-        step, (beta1, beta2) = float(state["step"]), group["betas"]
-        state["exp_avg"].lerp_(theta.grad, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(theta.grad, theta.grad, value=1 - beta2)
-        denominator = (state["exp_avg_sq"].sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-        theta.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / (1 - beta1**step))

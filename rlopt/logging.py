@@ -54,10 +54,29 @@ def add_configuration(logger: Logger, configuration: dict[str, Any]) -> None:
         writer.add_text("configuration", f"| setting | value |\n|---|---|\n{rows}")
 
 
+def add_video(logger: Logger, gif: bytes, size: tuple[int, int], step: int) -> None:
+    """An animation in the Images tab.
+
+    Args:
+        logger: SB3's.
+        gif: an animated GIF.
+        size: its height and width.
+        step: environment steps so far.
+    """
+    writer = tensorboard_writer(logger)
+    if writer is not None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # Written as an image: torch's own add_video needs moviepy 1.
+        image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=gif)
+        writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag="policy", image=image)]), step)
+
+
 def add_hyperparameters(logger: Logger, hyperparameters: dict[str, Any], results: dict[str, float], step: int) -> None:
     """One line of the HParams tab: the hyper-parameters beside the final result."""
     plain = {
-        key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in hyperparameters.items()
+        key: value if isinstance(value, int | float | str) and not isinstance(value, bool) else str(value)
+        for key, value in hyperparameters.items()
     }
     for key, value in results.items():
         logger.record(key, value)

@@ -75,6 +75,19 @@ class Rollout:
         """The environment steps in this rollout: rows where `mask` holds."""
         return int(self.mask.sum())
 
+    def scalar_rewards(self, algorithm: str) -> Tensor:
+        """`rewards`, [T, N], for an algorithm that maximises one number.
+
+        Raises:
+            ValueError: the environment pays a vector of K rewards; the message names the algorithm.
+        """
+        if self.rewards.ndim > 2:
+            raise ValueError(
+                f"env: it pays {self.rewards.shape[-1]} rewards a step and {algorithm} maximises one; wrap it so that step "
+                "returns a number, such as a weighted sum"
+            )
+        return self.rewards
+
     def discounts(self, gamma: float) -> Tensor:
         """γ, and 0 where s_{t+1} is absorbing, [T, N]."""
         return gamma * (~self.terminated).to(self.rewards.dtype)

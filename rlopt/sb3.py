@@ -174,7 +174,7 @@ def _vec_normalize(agent: PPO, venv: DummyVecEnv) -> VecNormalize:
         norm_obs_keys=[key for key in observations.moments if key] or None if observations is not None else None,
     )
     if observations is not None:
-        env.obs_rms = dict(observations.moments) if isinstance(agent.encoder.space, spaces.Dict) else observations.moments[""]
+        env.obs_rms = observations.moments if isinstance(agent.encoder.space, spaces.Dict) else observations.moments[""]  # type: ignore[assignment]
     if rewards is not None:
         env.ret_rms = rewards.moments
     return env

@@ -106,6 +106,7 @@ class Agent(ABC):
         self.environments: Environments | None = None
         self.collector: Collector | None = None
         self.start_time = time.time_ns()
+        self._env_seed: int | None = None  # for the next reset, once
         self._num_timesteps = self._total_timesteps = self._num_timesteps_at_start = 0
         self._custom_logger = False
         self._logger: Logger | None = None
@@ -358,8 +359,8 @@ class Agent(ABC):
         encoded = self.encoder(observation)
         if self.observation_normalizer is not None:
             encoded = self.observation_normalizer(encoded)
-        tensors, batched = self.policy.obs_to_tensor(encoded)  # type: ignore[arg-type]
-        distribution = self.actor_critic.actor(tensors)  # type: ignore[arg-type]
+        tensors, batched = self.policy.obs_to_tensor(encoded)
+        distribution = self.actor_critic.actor(tensors)
         if deterministic:
             actions = distribution.mode()
         else:
@@ -420,8 +421,7 @@ class Agent(ABC):
         entropy = fresh_seed() if seed is None else seed
         for index, generator in enumerate(self.generators.values()):
             generator.manual_seed(int(np.random.SeedSequence((entropy, index)).generate_state(1, np.uint64)[0] >> 1))
-        self._env_seed: int | None = entropy
-        self._entropy = entropy
+        self._env_seed = self._entropy = entropy
 
     def set_logger(self, logger: Logger) -> None:
         """Log to this from now on, whatever `verbose` and `tensorboard_log` say."""
@@ -460,10 +460,8 @@ class Agent(ABC):
             RuntimeError: tensors of other shapes.
         """
         del device
-        if isinstance(load_path_or_dict, dict):
-            given = load_path_or_dict
-        else:
-            given = checkpoint.read(load_path_or_dict).parameters()
+        source = load_path_or_dict
+        given = source if isinstance(source, dict) else checkpoint.read(source).parameters()
         known = {"policy", "policy.optimizer"}
         if unknown := given.keys() - known:
             raise ValueError(f"load_path_or_dict: expected the keys {sorted(known)}, got also {sorted(unknown)}")

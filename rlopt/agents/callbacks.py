@@ -85,7 +85,7 @@ class StepInfos(Sequence[dict[str, Any]]):
         event, step = self._event, self._event.step
         info = dict(step.infos[index])
         if event.dones[index]:
-            info.setdefault("TimeLimit.truncated", bool(step.truncated[index]))
+            info.setdefault("TimeLimit.truncated", bool(step.truncated[index] and not step.terminated[index]))
             if "terminal_observation" not in info:
                 info["terminal_observation"] = self._final_observation(index)
         return info

@@ -18,14 +18,17 @@ from rlopt.estimators import (
     approximate_kl,
     clip_fraction,
     clipped_surrogate,
+    clipped_surrogate_weights,
     clipped_value_loss,
+    clipped_value_loss_slope,
     explained_variance,
     gae,
     pessimistic_value_loss,
+    pessimistic_value_loss_slope,
     value_loss,
 )
 from rlopt.presets import with_preset
-from rlopt.rollout import Observations, Rollout, map_observations, minibatches
+from rlopt.rollout import Observations, Rollout, map_observations
 from rlopt.schedules import ScheduleLike, as_schedule
 
 
@@ -48,7 +51,7 @@ class Batch(NamedTuple):
     targets: Tensor  # [S'], advantages + values
 
     def rows(self, index: Tensor) -> Batch:
-        return Batch(map_observations(lambda x: x[index], self.observations), *(x[index] for x in self[1:]))  # type: ignore[index,arg-type]
+        return Batch(map_observations(lambda x: x[index], self.observations), *(x[index] for x in self[1:]))
 
 
 class PPO(Agent):
@@ -109,7 +112,7 @@ class PPO(Agent):
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
         clip_range: ScheduleLike = 0.2,
-        clip_range_vf: None | ScheduleLike = None,
+        clip_range_vf: ScheduleLike | None = None,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
@@ -198,7 +201,8 @@ class PPO(Agent):
         discounts = rollout.discounts(self.gamma)
         if not self.bootstrap_truncation:
             discounts = discounts * ~rollout.truncated
-        advantages = gae(rollout.rewards, values, next_values, discounts, rollout.traces(self.gae_lambda))
+        rewards = rollout.scalar_rewards(type(self).__name__)
+        advantages = gae(rewards, values, next_values, discounts, rollout.traces(self.gae_lambda))
         everything = Batch(rollout.observations, rollout.actions, rollout.log_probs, advantages, values, advantages + values)
         flat = Batch(*(map_observations(lambda x: x.flatten(0, 1), field) for field in everything))  # type: ignore[arg-type]
         return flat if bool(rollout.mask.all()) else flat.rows(rollout.valid_rows())
@@ -226,9 +230,8 @@ class PPO(Agent):
             order = torch.randperm(size, generator=self.generators["minibatches"]) if orders is None else orders[epoch]
             if not self._epoch(batch.rows(order.to(batch.advantages.device)), clip_range, clip_range_vf, log):
                 break
-        theta = self.descent.theta()
-        metrics = {
-            **log.metrics(clip_range),
+        metrics: dict[str, Any] = {
+            **self._metrics(log, clip_range, clip_range_vf),
             "explained_variance": explained_variance(batch.values, batch.targets),
             "learning_rate": learning_rate,
             "clip_range": clip_range,
@@ -238,7 +241,7 @@ class PPO(Agent):
             metrics["clip_range_vf"] = clip_range_vf
         if (log_std := getattr(self.descent.module.policy, "log_std", None)) is not None:
             metrics["std"] = log_std.detach().exp().mean()
-        return PPOState(theta, self.descent.moments(), state.num_updates + num_epochs), metrics
+        return PPOState(self.descent.theta(), self.descent.moments(), state.num_updates + num_epochs), metrics
 
     @cached_property
     def descent(self) -> Descent:
@@ -249,26 +252,68 @@ class PPO(Agent):
         """One pass in minibatches; False if the KL target was passed."""
         for start in range(0, len(shuffled.advantages), self.batch_size):
             part = shuffled.rows(slice(start, start + self.batch_size))  # type: ignore[arg-type]
-            distribution, values = self.descent.module(part.observations)
-            log_ratio = distribution.log_prob(part.actions) - part.log_probs
-            advantages = part.advantages
-            if self.normalize_advantage and len(advantages) > 1:
-                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-            surrogate = clipped_surrogate(log_ratio, advantages, clip_range).mean()
-            critic_loss = self._value_loss(values, part, clip_range_vf).mean()
-            entropy = distribution.entropy().mean()
-            loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
-            log.add(log_ratio, surrogate, critic_loss, entropy, loss)
-            if self.target_kl is not None and approximate_kl(log_ratio.detach()) > 1.5 * self.target_kl:
+            if self.normalize_advantage and len(part.advantages) > 1:
+                std, mean = torch.std_mean(part.advantages)
+                part = part._replace(advantages=(part.advantages - mean) / (std + 1e-8))
+            minibatch = self._by_autograd if self.policy.squash_output else self._in_closed_form
+            outputs, gradients = minibatch(part, clip_range, clip_range_vf, log)
+            if self.target_kl is not None and approximate_kl(log.rows[-1][0]) > 1.5 * self.target_kl:
                 return False
-            log.norms.append(self.descent.step(loss, self.max_grad_norm))
+            log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
 
-    def _value_loss(self, values: Tensor, part: Batch, clip_range: float | None) -> Tensor:
+    def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
+        """PPO's loss on a minibatch, as the paper has it."""
+        distribution, values = self.descent.module(part.observations)
+        log_ratio = distribution.log_prob(part.actions) - part.log_probs
+        surrogate = clipped_surrogate(log_ratio, part.advantages, clip_range).mean()
+        entropy = distribution.entropy()
+        critic_loss = self._value_loss(values, part.values, part.targets, clip_range_vf).mean()
+        log.add(part, log_ratio, entropy, values)
+        return [-surrogate - self.ent_coef * entropy.mean() + self.vf_coef * critic_loss], None
+
+    def _in_closed_form(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
+        """The network's outputs and the gradients of the same loss with respect to them."""
+        module, size = self.descent.module, len(part.advantages)
+        head, values = module.heads(part.observations)
+        with torch.no_grad():
+            distribution = module.distribution_of(head)
+            log_ratio = distribution.log_prob(part.actions) - part.log_probs
+            weights = clipped_surrogate_weights(log_ratio, part.advantages, clip_range)
+            of_actor = distribution.pull_back(part.actions, weights / -size, -self.ent_coef / size)
+            of_values = self._value_loss_slope(values, part.values, part.targets, clip_range_vf) * (self.vf_coef / size)
+            log.add(part, log_ratio, distribution.entropy(), values)
+        log_std = [module.policy.log_std] if len(of_actor) == 2 else []
+        return [head, *log_std, values], [*of_actor, of_values]
+
+    def _value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | None) -> Tensor:
         if clip_range is None:
-            return value_loss(values, part.targets)
+            return value_loss(values, targets)
         clipped = pessimistic_value_loss if self.value_clip == "maximum" else clipped_value_loss
-        return clipped(values, part.values, part.targets, clip_range)
+        return clipped(values, old_values, targets, clip_range)
+
+    def _value_loss_slope(self, values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | None) -> Tensor:
+        if clip_range is None:
+            return 2.0 * (values - targets)
+        slope = pessimistic_value_loss_slope if self.value_clip == "maximum" else clipped_value_loss_slope
+        return slope(values, old_values, targets, clip_range)
+
+    def _metrics(self, log: _UpdateLog, clip_range: float, clip_range_vf: float | None) -> dict[str, Any]:
+        """Averages over all rows of all minibatches of the update."""
+        log_ratio, entropy, values, *of_batch = (torch.cat(column) for column in zip(*log.rows, strict=True))
+        advantages, old_values, targets = of_batch
+        policy_loss = -clipped_surrogate(log_ratio, advantages, clip_range).mean()
+        critic_loss = self._value_loss(values, old_values, targets, clip_range_vf).mean()
+        entropy_loss = -entropy.mean()
+        return {
+            "policy_gradient_loss": policy_loss,
+            "value_loss": critic_loss,
+            "entropy_loss": entropy_loss,
+            "loss": policy_loss + self.ent_coef * entropy_loss + self.vf_coef * critic_loss,
+            "approx_kl": approximate_kl(log_ratio),
+            "clip_fraction": clip_fraction(log_ratio, clip_range),
+            **({"grad_norm": torch.stack(log.norms).mean()} if log.norms else {}),
+        }
 
     def _check_arguments(self) -> None:
         for name in ("n_steps", "batch_size", "n_epochs"):
@@ -308,27 +353,12 @@ class PPO(Agent):
 
 
 class _UpdateLog:
-    """What the minibatches of one update leave behind, kept as tensors and averaged once at the end."""
+    """What every row of an update's minibatches leaves behind, turned into metrics once at the end."""
 
     def __init__(self) -> None:
-        self.log_ratios: list[Tensor] = []
-        self.scalars: list[tuple[Tensor, ...]] = []
+        self.rows: list[tuple[Tensor, ...]] = []
         self.norms: list[Tensor] = []
 
-    def add(self, log_ratio: Tensor, *scalars: Tensor) -> None:
-        self.log_ratios.append(log_ratio.detach())
-        self.scalars.append(tuple(scalar.detach() for scalar in scalars))
-
-    def metrics(self, clip_range: float) -> dict[str, Any]:
-        """Averages over all minibatches of the update."""
-        surrogate, critic_loss, entropy, loss = (torch.stack(column).mean() for column in zip(*self.scalars, strict=True))
-        log_ratio = torch.cat(self.log_ratios)
-        return {
-            "policy_gradient_loss": -surrogate,
-            "value_loss": critic_loss,
-            "entropy_loss": -entropy,
-            "loss": loss,
-            "approx_kl": approximate_kl(log_ratio),
-            "clip_fraction": clip_fraction(log_ratio, clip_range),
-            **({"grad_norm": torch.stack(self.norms).mean()} if self.norms else {}),
-        }
+    def add(self, part: Batch, log_ratio: Tensor, entropy: Tensor, values: Tensor) -> None:
+        """Keep these of one minibatch, [B] each."""
+        self.rows.append((log_ratio.detach(), entropy.detach(), values.detach(), part.advantages, part.values, part.targets))

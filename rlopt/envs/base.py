@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ class Environments(ABC):
     resets_on_next_step = False
     seeds_every_episode = False
     monitored = False
+    _reuse_warned = False
 
     def __init__(self, num_envs: int, observation_space: spaces.Space, action_space: spaces.Space, name: str):
         self.num_envs = num_envs
@@ -87,6 +89,25 @@ class Environments(ABC):
         """A frame of each environment, or None where there is none."""
         return [None] * self.num_envs
 
+    def _warn_if_reused(self, step: Step) -> None:
+        """An environment that reuses its array shows the reset observation as the final one; say so, once."""
+        if self._reuse_warned or step.final_observations is None:
+            return
+        finals, firsts = named(step.final_observations), named(step.observations)
+        for i, row in enumerate(step.final_rows):
+            if step.terminated[row] or not step.truncated[row]:  # only a truncated episode's last value counts
+                continue
+            if all(np.array_equal(finals[field][i], firsts[field][row]) for field in finals):
+                self._reuse_warned = True
+                warnings.warn(
+                    f"{self.name}: an episode's final observation equals the reset observation. If the environment reuses "
+                    "its observation array, values at truncation are wrong with resets in the same step; use NEXT_STEP "
+                    "autoreset, or give rlopt the single environments.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                return
+
 
 class EnvironmentFault(RuntimeError):
     """An environment returned something that cannot be trained on. The message names environment, step and field."""
@@ -100,6 +121,13 @@ def episode_seed(run_seed: int, environment: int, episode: int) -> int:
 def fresh_seed() -> int:
     """A run seed from the operating system's entropy, for runs that were given none."""
     return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+
+
+def named(observations: ArrayTree) -> dict[str, Array]:
+    """The arrays of an observation by the names that messages use."""
+    if isinstance(observations, dict):
+        return {f"observation {key!r}": value for key, value in observations.items()}
+    return {"observation": observations}
 
 
 def check_rewards(rewards: Array, num_envs: int, name: str) -> Array:

@@ -59,7 +59,7 @@ class VecEnvFacade(DummyVecEnv):
         self._lengths += ~self._pending
         infos = [dict(info) for info in step.infos]
         final = {int(row): i for i, row in enumerate(step.final_rows)}
-        for row in done.nonzero()[0]:
+        for row in done.nonzero()[0].tolist():
             source, index = (step.final_observations, final[row]) if row in final else (step.observations, row)
             infos[row]["terminal_observation"] = self.environments.encoder.decode(_row(source, index))
             infos[row]["TimeLimit.truncated"] = bool(step.truncated[row] and not step.terminated[row])

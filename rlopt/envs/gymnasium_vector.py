@@ -48,6 +48,8 @@ class GymnasiumEnvironments(Environments):
         ValueError: the environment does not say its autoreset mode, or two environments would be the same one.
     """
 
+    env: Any  # a VectorEnv; `call`, `get_attr` and `set_attr` exist on Gymnasium's own containers only
+
     def __init__(self, env: gym.vector.VectorEnv, autoreset_mode: AutoresetMode | None = None):
         mode = autoreset_mode or env.metadata.get("autoreset_mode")
         if mode is None:
@@ -58,10 +60,13 @@ class GymnasiumEnvironments(Environments):
         self.env = env
         self.mode = AutoresetMode(mode)
         self.resets_on_next_step = self.mode is AutoresetMode.NEXT_STEP
-        name = env.spec.id if env.spec else type(env).__name__
+        if self.resets_on_next_step and getattr(env.unwrapped, "shared_memory", True) is False:
+            raise ValueError(
+                "env: AsyncVectorEnv(shared_memory=False) resets an environment twice if reset() follows the end of an "
+                "episode under NEXT_STEP; make it with shared_memory=True or in another autoreset mode"
+            )
+        name = getattr(env.spec, "id", None) or type(env).__name__
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, name)
-        # The environments' arrays may be theirs to reuse (`copy=False`, shared memory): each step is copied.
-        self._reuse_warned = False
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         observations, _ = self.env.reset(seed=seed)
@@ -79,13 +84,15 @@ class GymnasiumEnvironments(Environments):
         rows = done.nonzero()[0]
         if self.mode is AutoresetMode.SAME_STEP:
             finals = self._final_observations(infos, rows)
-            self._warn_if_reused(finals, encoded, rows)
         else:
             finals = map_arrays(lambda array: array[rows], encoded)
             # `reset_mask` is popped from the dictionary: it must be a fresh one
             observations, _ = self.env.reset(options={"reset_mask": done.copy()})
             encoded = self._copied(observations)
-        return Step(encoded, rewards, terminated, truncated, rows, finals, readable)
+        step = Step(encoded, rewards, terminated, truncated, rows, finals, readable)
+        if self.mode is AutoresetMode.SAME_STEP:
+            self._warn_if_reused(step)
+        return step
 
     def close(self) -> None:
         if not getattr(self.env, "closed", False):
@@ -112,6 +119,7 @@ class GymnasiumEnvironments(Environments):
         return list(frames) if frames is not None else [None] * self.num_envs
 
     def _copied(self, observations: Any) -> ArrayTree:
+        """Encoded and copied: the arrays may be the environment's to reuse (`copy=False`, shared memory)."""
         return map_arrays(np.array, self.encoder(observations))
 
     def _final_observations(self, infos: dict[str, Any], rows: Array) -> ArrayTree:
@@ -125,22 +133,9 @@ class GymnasiumEnvironments(Environments):
         finals = [infos["final_obs"][row] for row in rows]
         return self.encoder(stack_observations(finals, self.encoder.raw_space))
 
-    def _warn_if_reused(self, finals: ArrayTree, reset: ArrayTree, rows: Array) -> None:
-        """An environment that reuses its array shows the reset observation as the final one; say so, once."""
-        if self._reuse_warned or isinstance(finals, dict) or isinstance(reset, dict):
-            return
-        if finals.ndim > 1 and any(np.array_equal(final, reset[row]) for final, row in zip(finals, rows, strict=True)):
-            self._reuse_warned = True
-            warnings.warn(
-                f"{self.name}: an episode's final observation equals the reset observation. If the environment reuses "
-                "its observation array, values at truncation are wrong under SAME_STEP; use NEXT_STEP autoreset.",
-                UserWarning,
-                stacklevel=2,
-            )
-
 
 class EnvPoolEnvironments(GymnasiumEnvironments):
-    """EnvPool's Gymnasium interface: next-step resets, seeds only at construction, single spaces of its own."""
+    """EnvPool's Gymnasium interface: next-step resets, seeds only at construction."""
 
     def __init__(self, env: Any):
         if env.config["batch_size"] != env.config["num_envs"]:
@@ -148,14 +143,10 @@ class EnvPoolEnvironments(GymnasiumEnvironments):
                 f"env: EnvPool with batch_size {env.config['batch_size']} of {env.config['num_envs']} environments returns "
                 "whichever finish first; make it with batch_size equal to num_envs"
             )
-        # EnvPool states one environment's spaces as `observation_space` and `action_space`.
-        env.single_observation_space = env.observation_space
-        env.single_action_space = env.action_space
-        env.num_envs = env.config["num_envs"]
-        if not hasattr(env, "metadata"):
-            env.metadata = {}
-        super().__init__(env, AutoresetMode.NEXT_STEP)
-        self.name = f"{env.config.get('task_id', type(env).__name__)} (EnvPool)"
+        with warnings.catch_warnings():  # EnvPool makes its spaces when they are first read, in float64
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+            super().__init__(env, AutoresetMode.NEXT_STEP)
+        self.name = f"{type(env).__name__.removesuffix('GymnasiumEnvPool')} (EnvPool)"
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         observations, _ = self.env.reset()  # the seed was fixed when the pool was made

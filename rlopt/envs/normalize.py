@@ -72,7 +72,13 @@ class RewardNormalizer:
         self.moments = RunningMeanStd(shape=())
 
     def __call__(self, rewards: Array, valid: Array, terminated: Array, truncated: Array) -> Array:
-        """Rewards [N], all finite, normalised after counting those of valid rows."""
+        """Rewards [N], all finite, normalised after counting those of valid rows.
+
+        Raises:
+            ValueError: rewards [N, K].
+        """
+        if rewards.ndim > 1:
+            raise ValueError(f"normalize_rewards: expected an environment of one reward, got {rewards.shape[1]} rewards a step")
         self.returns = np.where(valid, self.returns * self.gamma + rewards, self.returns)
         if valid.any():
             self.moments.update(self.returns[valid])

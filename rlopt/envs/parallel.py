@@ -45,8 +45,8 @@ class AsyncEnvironments(Environments):
         if any(pair != spaces[0] for pair in spaces):
             self.close()
             raise ValueError(f"env: the environments differ in their spaces: {spaces}")
-        *both, self.monitored = spaces[0]
-        super().__init__(len(factories), *both, name)
+        observation_space, action_space, self.monitored = spaces[0]
+        super().__init__(len(factories), observation_space, action_space, name)
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         parts = self._ask("reset", [(seed,)] * len(self._workers))

@@ -44,7 +44,9 @@ class SB3Environments(Environments):
                 )
         finals = [infos[row]["terminal_observation"] for row in rows]
         final_observations = self.encoder(stack_observations(finals, self.encoder.raw_space))
-        return Step(encoded, rewards, dones & ~truncated, truncated, rows, final_observations, infos)
+        step = Step(encoded, rewards, dones & ~truncated, truncated, rows, final_observations, infos)
+        self._warn_if_reused(step)
+        return step
 
     def close(self) -> None:
         if not self._closed:

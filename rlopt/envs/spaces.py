@@ -2,7 +2,8 @@
 
 Policies see Box, Discrete, MultiDiscrete, MultiBinary or one flat Dict of these. Nested Dict and Tuple spaces become
 a flat Dict with keys such as "arm/joints" and "0/1"; spaces that start at s != 0 are shifted to start at 0;
-channel-last images become channel-first; floats become float32.
+MultiDiscrete gets one axis and a Box without axes gets one; channel-last images become channel-first; floats become
+float32.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class ActionDecoder:
             actions = actions.reshape(batch, *self.shape)
             if squashed:
                 actions = raw.low + (0.5 * (actions + 1.0)) * (raw.high - raw.low)
-            return np.clip(actions, raw.low, raw.high).astype(self.dtype, copy=False)
+            return np.minimum(np.maximum(actions, raw.low), raw.high).astype(self.dtype, copy=False)
         if isinstance(raw, spaces.Discrete):
             return (actions + raw.start if raw.start else actions).astype(self.dtype, copy=False)
         if isinstance(raw, spaces.MultiDiscrete):
@@ -129,7 +130,7 @@ def concatenate(trees: list[ArrayTree]) -> ArrayTree | None:
     if not trees:
         return None
     if isinstance(trees[0], dict):
-        return {key: np.concatenate([tree[key] for tree in trees]) for key in trees[0]}  # type: ignore[call-overload]
+        return {key: np.concatenate([tree[key] for tree in trees]) for key in trees[0]}
     return np.concatenate(trees)  # type: ignore[arg-type]
 
 
@@ -172,20 +173,34 @@ def _encoded_leaf(space: spaces.Space) -> spaces.Space:
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
-        return spaces.MultiDiscrete(space.nvec)
+        return spaces.MultiDiscrete(space.nvec.reshape(-1))
     if isinstance(space, spaces.Box):
+        low, high = np.atleast_1d(space.low), np.atleast_1d(space.high)
         if _is_channel_last(space):
-            return spaces.Box(_channels_first(space.low), _channels_first(space.high), dtype=space.dtype.type)
+            return spaces.Box(_channels_first(low), _channels_first(high), dtype=space.dtype.type)
         if np.issubdtype(space.dtype, np.floating):
-            return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+            with np.errstate(over="ignore"):  # bounds beyond float32 are none
+                return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        return spaces.Box(low, high, dtype=space.dtype.type)
     return space
 
 
 def _leaf_function(space: spaces.Space) -> Callable[[Any], Array]:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+    if isinstance(space, spaces.Discrete):
         start = space.start
-        return lambda observation: np.asarray(observation) - start if np.any(start) else np.asarray(observation)
+        return lambda observation: np.asarray(observation) - start if start else np.asarray(observation)
+    if isinstance(space, spaces.MultiDiscrete):
+        starts, axes = space.start, len(space.shape)
+
+        def flattened(observation: Any) -> Array:
+            array = np.asarray(observation) - starts
+            return array.reshape(*array.shape[: array.ndim - axes], -1)
+
+        return flattened
     if isinstance(space, spaces.Box):
+        if not space.shape:
+            dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
+            return lambda observation: np.asarray(observation, dtype=dtype)[..., None]
         if _is_channel_last(space):
             shape = space.shape
 
@@ -201,8 +216,12 @@ def _leaf_function(space: spaces.Space) -> Callable[[Any], Array]:
 
 
 def _decoded_leaf(space: spaces.Space, value: Array) -> Array:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return value + space.start if np.any(space.start) else value
+    if isinstance(space, spaces.Discrete):
+        return value + space.start if space.start else value
+    if isinstance(space, spaces.MultiDiscrete):
+        return value.reshape(*value.shape[:-1], *space.shape) + space.start
+    if isinstance(space, spaces.Box) and not space.shape:
+        return value[..., 0]
     return np.moveaxis(value, -3, -1) if _is_channel_last(space) else value
 
 

@@ -75,12 +75,12 @@ def _from_object(env: Any, num_envs: int, backend: Backend) -> Environments:
         return env
     if isinstance(env, VecEnv):
         return SB3Environments(env)
+    if _is_envpool(env):  # which is a gym.Env by type, and may be a VectorEnv
+        return EnvPoolEnvironments(env)
     if isinstance(env, gym.Env):
         if num_envs != 1:
             raise ValueError(f"num_envs: one environment object cannot be run {num_envs} times; give a callable that makes it")
         return SyncEnvironments([lambda: env], name=_name_of(env))
-    if _is_envpool(env):
-        return EnvPoolEnvironments(env)
     if isinstance(env, VectorEnv):
         return GymnasiumEnvironments(env)
     raise ValueError(

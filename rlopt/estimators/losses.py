@@ -34,3 +34,22 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip
 def pessimistic_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float) -> Tensor:
     """max of the plain and the clipped squared error, [B], as in OpenAI's baselines and CleanRL."""
     return torch.max(value_loss(values, targets), clipped_value_loss(values, old_values, targets, clip_range))
+
+
+def clipped_surrogate_weights(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """∂ clipped_surrogate / ∂ log π(a | s): ρ A, and 0 where the clip binds; [B]."""
+    ratio = log_ratio.exp()
+    binds = torch.where(advantages > 0, ratio > 1.0 + clip_range, ratio < 1.0 - clip_range)
+    return (ratio * advantages).masked_fill_(binds, 0.0)
+
+
+def clipped_value_loss_slope(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float) -> Tensor:
+    """∂ clipped_value_loss / ∂ v, [B]."""
+    return (2.0 * (values - targets)).masked_fill_((values - old_values).abs() > clip_range, 0.0)
+
+
+def pessimistic_value_loss_slope(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float) -> Tensor:
+    """∂ pessimistic_value_loss / ∂ v, [B]."""
+    clipped = clipped_value_loss(values, old_values, targets, clip_range)
+    slope = clipped_value_loss_slope(values, old_values, targets, clip_range)
+    return torch.where(clipped > value_loss(values, targets), slope, 2.0 * (values - targets))

@@ -8,9 +8,12 @@ computes with them goes through `ActorCritic`, which samples nothing and builds 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import (
@@ -50,6 +53,11 @@ class ActorCritic(nn.Module):
 
     def forward(self, observations: Observations) -> tuple[ActionDistribution, Tensor]:
         """The distribution of actions and the values [B], features that both share computed once."""
+        head, values = self.heads(observations)
+        return self.distribution_of(head), values
+
+    def heads(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """What the networks put out: the action head [B, ·] (logits or a mean) and the values [B]."""
         policy = self.policy
         features: Any = policy.extract_features(observations)
         if policy.share_features_extractor:
@@ -57,7 +65,7 @@ class ActorCritic(nn.Module):
         else:
             latent_pi = policy.mlp_extractor.forward_actor(features[0])
             latent_vf = policy.mlp_extractor.forward_critic(features[1])
-        return self.distribution_of(policy.action_net(latent_pi)), policy.value_net(latent_vf).squeeze(-1)
+        return policy.action_net(latent_pi), policy.value_net(latent_vf).squeeze(-1)
 
     def actor(self, observations: Observations) -> ActionDistribution:
         """The distribution of actions alone: no critic is evaluated."""
@@ -148,15 +156,42 @@ def make_policy(
     if squash and not is_bounded_box(action_space):
         raise ValueError(f"policy_kwargs: squash_output needs a Box action space with finite bounds, got {action_space}")
     cls = policy_class(policy, observation_space)
+    optimizer_class = kwargs.pop("optimizer_class", torch.optim.Adam)
+    optimizer_kwargs = kwargs.pop("optimizer_kwargs", None)
+    if optimizer_kwargs is None:
+        optimizer_kwargs = {"eps": 1e-5} if optimizer_class is torch.optim.Adam else {}
+    kwargs |= {"optimizer_class": partial(DeferredOptimizer, optimizer_class), "optimizer_kwargs": optimizer_kwargs}
     try:
         module = cls(observation_space, action_space, lambda _: learning_rate, **kwargs)
     except TypeError as error:
         raise ValueError(f"policy_kwargs: {cls.__name__} refuses them: {error}") from error
+    except AssertionError as error:  # SB3's way to refuse "CnnPolicy" for what is not an image
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"policy: {cls.__name__} cannot read {observation_space}: {reason}") from error
     if squash:
         module.action_dist = SquashedDiagGaussianDistribution(int(np.prod(action_space.shape or ())))
         module._squash_output = True
+    module.optimizer_class, module.optimizer_kwargs = optimizer_class, optimizer_kwargs
     module.set_training_mode(False)
     return module
+
+
+class DeferredOptimizer:
+    """The optimiser that an SB3 policy makes for itself, made when somebody asks for it.
+
+    rlopt steps its own; a script that trains `agent.policy` by hand may use this one. Merely making a torch optimiser
+    imports torch's compiler: 80 MB and a second.
+    """
+
+    def __init__(self, optimizer_class: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], **kwargs: Any):
+        self._make = partial(optimizer_class, list(parameters), **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_make":  # copying asks for these before there is anything to ask
+            raise AttributeError(name)
+        if "_made" not in self.__dict__:
+            self.__dict__["_made"] = self._make()
+        return getattr(self.__dict__["_made"], name)
 
 
 def is_bounded_box(space: spaces.Space) -> bool:

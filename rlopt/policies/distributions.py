@@ -1,7 +1,8 @@
 """Action distributions as small values of tensors: closed forms, no torch.distributions on the hot path.
 
-Every distribution offers the same five things. `noise_shape` and `sample(noise)` split the drawing of noise from
-its use, so that a rollout draws all of its noise at once and a stored noise replays the same action.
+`draw_noise` and `sample(noise)` split the drawing of noise from its use, so that a rollout draws all of its noise at
+once and a stored noise replays the same action. `pull_back` is the gradient of log-probability and entropy at the
+network's outputs in closed form: autograd through these few operations costs more than through a small network.
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ class Categorical(NamedTuple):
         finite = self.log_probabilities.clamp_min(torch.finfo(self.log_probabilities.dtype).min)
         return -(finite.exp() * finite).sum(-1)
 
+    def pull_back(self, actions: Tensor, weights: Tensor, entropy_weight: float) -> tuple[Tensor, ...]:
+        """∂/∂logits of Σ_b weights_b log π(a_b | s_b) + entropy_weight Σ_b H_b, [B, n]."""
+        probabilities = self.log_probabilities.exp()
+        gradient = probabilities * -weights.unsqueeze(-1)
+        gradient.scatter_add_(-1, actions.long().unsqueeze(-1), weights.unsqueeze(-1))
+        if entropy_weight:
+            finite = self.log_probabilities.clamp_min(torch.finfo(self.log_probabilities.dtype).min)
+            gradient -= entropy_weight * probabilities * (finite + self.entropy().unsqueeze(-1))
+        return (gradient,)
+
     def mode(self) -> Tensor:
         return self.log_probabilities.argmax(-1)
 
@@ -80,6 +91,11 @@ class MultiCategorical(NamedTuple):
     def entropy(self) -> Tensor:
         return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
+    def pull_back(self, actions: Tensor, weights: Tensor, entropy_weight: float) -> tuple[Tensor, ...]:
+        """∂/∂logits of Σ_b weights_b log π(a_b | s_b) + entropy_weight Σ_b H_b, [B, Σ n_i]."""
+        parts = zip(self.parts, actions.unbind(-1), strict=True)
+        return (torch.cat([part.pull_back(a, weights, entropy_weight)[0] for part, a in parts], -1),)
+
     def mode(self) -> Tensor:
         return torch.stack([part.mode() for part in self.parts], -1)
 
@@ -99,8 +115,14 @@ class Bernoulli(NamedTuple):
         return functional.logsigmoid(sign * self.logits).sum(-1)
 
     def entropy(self) -> Tensor:
-        # H = softplus(l) − l·σ(l), which stays finite for large |l|
-        return (functional.softplus(self.logits) - self.logits * self.logits.sigmoid()).sum(-1)
+        # H = −log σ(−l) − l·σ(l), which stays finite for large |l|
+        return -(functional.logsigmoid(-self.logits) + self.logits * self.logits.sigmoid()).sum(-1)
+
+    def pull_back(self, actions: Tensor, weights: Tensor, entropy_weight: float) -> tuple[Tensor, ...]:
+        """∂/∂logits of Σ_b weights_b log π(a_b | s_b) + entropy_weight Σ_b H_b, [B, A]."""
+        p = self.logits.sigmoid()
+        gradient = weights.unsqueeze(-1) * (actions - p)
+        return (gradient - entropy_weight * self.logits * p * (1.0 - p) if entropy_weight else gradient,)
 
     def mode(self) -> Tensor:
         return (self.logits > 0).long()
@@ -122,6 +144,14 @@ class DiagonalGaussian(NamedTuple):
     def entropy(self) -> Tensor:
         per_state = self.log_std.sum(-1) + self.mean.shape[-1] * (0.5 + LOG_SQRT_2PI)
         return per_state.expand(self.mean.shape[:-1])
+
+    def pull_back(self, actions: Tensor, weights: Tensor, entropy_weight: float) -> tuple[Tensor, ...]:
+        """∂/∂mean [B, A] and ∂/∂log_std [A] of Σ_b weights_b log π(a_b | s_b) + entropy_weight Σ_b H_b."""
+        inverse = (-self.log_std).exp()
+        z = (actions - self.mean).mul_(inverse)
+        weighted = z * weights.unsqueeze(-1)
+        of_log_std = (weighted * z).sum(0) - weights.sum() + entropy_weight * len(actions)
+        return weighted * inverse, of_log_std
 
     def mode(self) -> Tensor:
         return self.mean

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 def parameter_views(module: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     """θ [d] cut into views with the names and shapes of the module's parameters, tied ones once."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    if theta.shape != (size,):
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, but the module has {size} parameters")
     views, offset = {}, 0
     for name, parameter in module.named_parameters():
         views[name] = theta[offset : offset + parameter.numel()].view(parameter.shape)
         offset += parameter.numel()
-    if offset != theta.numel():
-        raise ValueError(f"theta has {theta.numel()} entries, but the module has {offset} parameters")
     return views
 
 

@@ -1,0 +1,188 @@
+"""`rlopt-evaluate`: play episodes with a trained agent, from a run folder or a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from rlopt import checkpoint
+from rlopt.agents import ALGORITHMS, Agent
+from rlopt.cli.configuration import YamlMapping
+from rlopt.cli.environments import EVALUATION_SEED, evaluation_envs
+from rlopt.cli.errors import bad_input_exits
+from rlopt.envs.vector import Backend
+from rlopt.evaluation import Evaluation, evaluate
+from rlopt.run_folder import RunFolder
+from rlopt.video import check_mp4, frames_per_second, record_episode, write_mp4
+
+PROGRAM = "rlopt-evaluate"
+DESCRIPTION = """Play episodes with a trained agent and report their returns.
+
+Examples:
+    rlopt-evaluate runs/ppo/CartPole-v1/1
+    rlopt-evaluate runs/ppo/CartPole-v1/1 --best --episodes 100 --json
+    rlopt-evaluate runs/ppo/CartPole-v1/1/checkpoints/rl_model_50000_steps.zip --video out.mp4
+    rlopt-evaluate agent.zip --env CartPole-v1 --stochastic"""
+
+Modes = tyro.conf.create_mutex_group(required=False)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Flags of `rlopt-evaluate`."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or an agent's .zip file."""
+    episodes: int = 100
+    """How many to play."""
+    best: bool = False
+    """Of a run folder, take best_model.zip in place of model.zip."""
+    env: str | None = None
+    """Environment id; not needed for a run folder, or a file in one."""
+    env_kwargs: YamlMapping = field(default_factory=dict)
+    """Passed to the environment, instead of the run's."""
+    num_envs: int = 8
+    """Environments side by side."""
+    seed: int = EVALUATION_SEED
+    """Of the environments."""
+    device: str = "auto"
+    """Where the networks are: "cpu", "cuda", "cuda:1"; "auto" is CUDA if there is one."""
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff, Modes] = False
+    """Take the most likely actions. This is what happens if neither is given."""
+    stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff, Modes] = False
+    """Sample actions, as in training."""
+    video: Path | None = None
+    """Write one more episode to this .mp4 file; needs pip install 'rlopt[video]'."""
+    json: bool = False
+    """The last line of standard output is one JSON object; the table goes to standard error."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which agent to evaluate, and where."""
+
+    file: Path
+    env: str
+    backend: Backend
+    env_kwargs: dict[str, Any]
+
+
+def evaluate_main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate an agent as the command line says.
+
+    Raises:
+        SystemExit: 2 for bad input, after a message.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with bad_input_exits(PROGRAM):
+        settings = tyro.cli(EvaluationSettings, args=arguments, prog=PROGRAM, description=DESCRIPTION)
+        for name in ("episodes", "num_envs"):
+            if getattr(settings, name) < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
+        if settings.video is not None:
+            check_mp4(settings.video)  # before the work, not after it
+        task = find_task(settings)
+        agent = load_agent(task.file, settings.device)
+        began = time.perf_counter()
+        evaluation = _evaluate(agent, task, settings)
+        seconds = time.perf_counter() - began
+        if settings.video is not None:
+            _write_video(agent, task, settings)
+    print(_table(task, evaluation, settings), file=sys.stderr if settings.json else sys.stdout, flush=True)
+    if settings.json:
+        result = {"algo": type(agent).__name__.lower(), "env": task.env, "file": str(task.file)}
+        result |= _numbers(evaluation) | {"deterministic": not settings.stochastic, "seconds": round(seconds, 3)}
+        print(json.dumps(result | {"video": None if settings.video is None else str(settings.video)}), flush=True)
+
+
+def find_task(settings: EvaluationSettings) -> Task:
+    """The file and the environment that the flags name; a run's config.yaml tells what they leave out.
+
+    Raises:
+        ValueError: no such file, a folder that is not a run's, or an environment that nobody named.
+    """
+    path = settings.run
+    if path.is_dir():
+        folder = RunFolder(path)
+        config = folder.read_config()
+        file = folder.best_model if settings.best else folder.model
+        if not file.is_file():
+            hint = "train with --eval-freq to keep the best" if settings.best else "did its training end?"
+            raise ValueError(f"run: {path} has no {file.name}; {hint}")
+    else:
+        if settings.best:
+            raise ValueError(f"best: expected a run folder beside it, got the file {path}")
+        file = path
+        parents = (RunFolder(parent) for parent in path.absolute().parents[:2])
+        config = next((folder.read_config() for folder in parents if folder.config.is_file()), {})
+    env = settings.env or config.get("env")
+    if env is None:
+        raise ValueError(f"env: {path} is not in a run folder; name the environment with --env")
+    same = env == config.get("env")
+    backend: Backend = "envpool" if same and config.get("backend") == "envpool" else "sync"
+    return Task(file, str(env), backend, settings.env_kwargs or (dict(config.get("env_kwargs") or {}) if same else {}))
+
+
+def load_agent(file: Path, device: str) -> Agent:
+    """The agent in a file, whichever algorithm's.
+
+    Raises:
+        ValueError: no such file, not an agent of this library, or a damaged file.
+    """
+    try:
+        name = checkpoint.read(file).data["algorithm"]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"run: {str(error).removeprefix('path: ')}") from error
+    classes = {cls.__name__: cls for cls in ALGORITHMS.values()}
+    if name not in classes:
+        raise ValueError(f"run: {file} holds an agent of {name!r}, expected one of {', '.join(classes)}")
+    return classes[name].load(file, device=device)
+
+
+def _evaluate(agent: Agent, task: Task, settings: EvaluationSettings) -> Evaluation:
+    num_envs = min(settings.num_envs, settings.episodes)
+    with contextlib.closing(evaluation_envs(task.env, num_envs, task.backend, settings.seed, task.env_kwargs)) as envs:
+        return evaluate(agent, envs, settings.episodes, not settings.stochastic, settings.seed)
+
+
+def _write_video(agent: Agent, task: Task, settings: EvaluationSettings) -> None:
+    assert settings.video is not None
+    with contextlib.closing(evaluation_envs(task.env, 1, task.backend, settings.seed, task.env_kwargs)) as envs:
+        frames = record_episode(agent, envs, not settings.stochastic, settings.seed)
+        write_mp4(frames, settings.video, frames_per_second(envs))
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "episodes": len(evaluation.returns),
+        "mean_return": evaluation.mean,
+        "std_return": evaluation.std,
+        "median_return": evaluation.median,
+        "min_return": min(evaluation.returns),
+        "max_return": max(evaluation.returns),
+        "mean_length": evaluation.mean_length,
+    }
+
+
+def _table(task: Task, evaluation: Evaluation, settings: EvaluationSettings) -> str:
+    returns, lengths = evaluation.returns, evaluation.lengths
+    mode = "stochastic" if settings.stochastic else "deterministic"
+    lines = {
+        "agent": str(task.file),
+        "environment": task.env,
+        "episodes": f"{len(returns)} {mode}",
+        "return": f"{evaluation.mean:.2f} ± {evaluation.std:.2f}",
+        "  median": f"{evaluation.median:.2f}",
+        "  min, max": f"{min(returns):.2f}, {max(returns):.2f}",
+        "length": f"{evaluation.mean_length:.1f} ({min(lengths)} to {max(lengths)})",
+        **({} if settings.video is None else {"video": str(settings.video)}),
+    }
+    return "\n".join(f"{name:<12} {text}" for name, text in lines.items())

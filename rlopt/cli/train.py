@@ -1,0 +1,208 @@
+"""`rlopt-train`: one run, from flags to a folder that holds everything about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.logger import configure
+
+from rlopt.agents import Agent
+from rlopt.cli.configuration import with_classes
+from rlopt.cli.environments import EVALUATION_SEED, evaluation_envs, suitable_policy, training_envs
+from rlopt.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, bad_input_exits
+from rlopt.cli.progress import TrainingProgress
+from rlopt.cli.settings import RunSettings, Settings, parse_settings
+from rlopt.envs.base import EnvironmentFault, Environments
+from rlopt.envs.facade import as_vec_env
+from rlopt.evaluation import Evaluation, evaluate
+from rlopt.logging import add_configuration, add_hyperparameters, add_video
+from rlopt.run_folder import EpisodeLog, RunFolder, create_run_folder
+from rlopt.video import frames_per_second, gif_bytes, record_episode
+
+PROGRAM = "rlopt-train"
+# Evaluation environments side by side: the policy is evaluated for all at once.
+MAX_EVALUATION_ENVS = 8
+MAX_VIDEO_FRAMES = 500
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run needs before it begins."""
+
+    settings: Settings
+    agent: Agent
+    folder: RunFolder
+    evaluation_envs: Environments
+    callbacks: list[BaseCallback]
+
+
+def train_main(argv: Sequence[str] | None = None) -> None:
+    """Train an agent as the command line says.
+
+    Raises:
+        SystemExit: 2 for bad input, 1 for training that failed, 130 for Ctrl-C, each after a message.
+    """
+    with bad_input_exits(PROGRAM):
+        run = prepare(parse_settings(list(sys.argv[1:] if argv is None else argv), PROGRAM))
+    human = sys.stderr if run.settings.run.json else sys.stdout
+    print(_headline(run), file=human, flush=True)
+    try:
+        seconds = learn(run)
+    except KeyboardInterrupt:
+        run.agent.save(run.folder.model)
+        print(f"{PROGRAM}: interrupted after {run.agent.num_timesteps} steps; saved {run.folder.model}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except (EnvironmentFault, FloatingPointError) as error:
+        run.agent.save(run.folder.model)
+        print(f"{PROGRAM}: training failed: {error}; saved {run.folder.model}", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+    except ValueError as error:
+        if not str(error).startswith("env: "):  # what only the first steps show, such as a reward for each objective
+            raise
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+    finish(run, seconds, human)
+
+
+def prepare(settings: Settings) -> Run:
+    """Environments, agent, folder, logger and callbacks.
+
+    Raises:
+        ValueError: settings that cannot work. No folder is made then.
+        ImportError: the environment needs a package that is not installed.
+    """
+    chosen = settings.run
+    envs = training_envs(chosen.env, chosen.num_envs, chosen.backend, chosen.seed, chosen.env_kwargs)
+    num_evaluation_envs = min(chosen.eval_episodes, MAX_EVALUATION_ENVS)
+    evaluating = evaluation_envs(
+        chosen.env, num_evaluation_envs, chosen.backend, chosen.seed + EVALUATION_SEED, chosen.env_kwargs
+    )
+    policy = suitable_policy(envs.encoder.space) if chosen.policy == "auto" else chosen.policy
+    arguments = settings.constructor_arguments()
+    policy_kwargs = with_classes(arguments.pop("policy_kwargs"))
+    agent = settings.algorithm(policy, envs, policy_kwargs=policy_kwargs, seed=chosen.seed, device=chosen.device, **arguments)  # type: ignore[call-arg]
+    folder = create_run_folder(chosen.run_dir, chosen.algo, chosen.env, chosen.run_name)
+    configuration = settings.configuration() | {"policy": policy}
+    folder.write_description(configuration)
+    agent.set_logger(configure(str(folder.path), [*(["stdout"] if chosen.verbose else []), "csv", "tensorboard"]))
+    add_configuration(agent.logger, configuration)
+    return Run(settings, agent, folder, evaluating, _callbacks(chosen, folder, evaluating))
+
+
+def learn(run: Run) -> float:
+    """Train, and return the seconds it took, evaluations under way included."""
+    chosen = run.settings.run
+    began = time.perf_counter()
+    with EpisodeLog(run.folder.episodes, run.agent), TrainingProgress(run.agent, chosen.total_timesteps, chosen.progress):
+        run.agent.learn(chosen.total_timesteps, callback=run.callbacks or None)
+    return time.perf_counter() - began
+
+
+def finish(run: Run, seconds: float, human: TextIO) -> None:
+    """Save, evaluate, record and report."""
+    chosen, agent = run.settings.run, run.agent
+    agent.save(run.folder.model)
+    evaluation = evaluate(agent, run.evaluation_envs, chosen.eval_episodes, seed=chosen.seed + EVALUATION_SEED)
+    result = _result(run, evaluation, seconds)
+    outcomes = {
+        f"result/{key}": float(result[key])
+        for key in ("mean_return", "eval_mean_return", "eval_std_return", "steps_per_second")
+        if result[key] is not None
+    }
+    tuned = {"algo": chosen.algo, "env": chosen.env, "seed": chosen.seed, "num_envs": chosen.num_envs}
+    add_hyperparameters(agent.logger, tuned | run.settings.constructor_arguments(), outcomes, agent.num_timesteps)
+    if chosen.video:
+        _add_video(run)
+    agent.logger.close()
+    for envs in (agent.environments, run.evaluation_envs):
+        if envs is not None:
+            envs.close()
+    print(_summary(run, result), file=human, flush=True)
+    if chosen.json:
+        print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def _callbacks(chosen: RunSettings, folder: RunFolder, envs: Environments) -> list[BaseCallback]:
+    """SB3's callbacks count calls, one for a step of all environments."""
+    callbacks: list[BaseCallback] = []
+    if chosen.save_freq:
+        calls = max(chosen.save_freq // chosen.num_envs, 1)
+        callbacks.append(CheckpointCallback(calls, str(folder.checkpoints), name_prefix="rl_model"))
+    if chosen.eval_freq:
+        vec_env = as_vec_env(envs)
+        vec_env.seed(chosen.seed + EVALUATION_SEED)
+        callbacks.append(
+            EvalCallback(
+                vec_env,
+                n_eval_episodes=chosen.eval_episodes,
+                eval_freq=max(chosen.eval_freq // chosen.num_envs, 1),
+                log_path=str(folder.path),
+                best_model_save_path=str(folder.path),
+                verbose=0,
+            )
+        )
+    return callbacks
+
+
+def _add_video(run: Run) -> None:
+    """An episode in the Images tab; an environment without pictures costs only a message."""
+    chosen = run.settings.run
+    with contextlib.closing(evaluation_envs(chosen.env, 1, chosen.backend, chosen.seed, chosen.env_kwargs)) as envs:
+        try:
+            frames = record_episode(run.agent, envs, seed=chosen.seed + EVALUATION_SEED, max_frames=MAX_VIDEO_FRAMES)
+        except ValueError as error:
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
+            return
+        gif, size = gif_bytes(frames, frames_per_second(envs))
+        add_video(run.agent.logger, gif, size, run.agent.num_timesteps)
+
+
+def _result(run: Run, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    """The JSON object; None where there is nothing to tell."""
+    chosen, agent = run.settings.run, run.agent
+    returns = [episode["r"] for episode in agent.ep_info_buffer]
+    return {
+        "algo": chosen.algo,
+        "env": chosen.env,
+        "seed": chosen.seed,
+        "env_steps": agent.num_timesteps,
+        "episodes": agent.statistics.num_episodes,
+        "mean_return": float(np.mean(returns)) if returns else None,
+        "eval_mean_return": evaluation.mean,
+        "eval_std_return": evaluation.std,
+        "seconds": round(seconds, 3),
+        "steps_per_second": round(agent.num_timesteps / seconds, 1),
+        "run_dir": str(run.folder.path),
+    }
+
+
+def _headline(run: Run) -> str:
+    chosen, agent = run.settings.run, run.agent
+    where = f"{agent.n_envs} environment{'s' if agent.n_envs > 1 else ''} on {agent.device}"
+    task = f"{type(agent).__name__} in {chosen.env}: {chosen.total_timesteps:,} steps"
+    return f"{task}, {where}, seed {chosen.seed} → {run.folder.path}"
+
+
+def _summary(run: Run, result: dict[str, Any]) -> str:
+    """What a person wants to know at the end, and what to do next."""
+    window, episodes = len(run.agent.ep_info_buffer), run.settings.run.eval_episodes
+    training = f"{result['mean_return']:.2f} (last {window} of {result['episodes']})" if window else "no episode ended"
+    folder = shlex.quote(str(run.folder.path))
+    lines = {
+        "training return": training,
+        "evaluation": f"{result['eval_mean_return']:.2f} ± {result['eval_std_return']:.2f} ({episodes} deterministic episodes)",
+        "speed": f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s",
+        "run folder": str(run.folder.path),
+        "look": f"tensorboard --logdir {folder}",
+        "play": f"rlopt-evaluate {folder} --video {shlex.quote(str(run.folder.path / 'video.mp4'))}",
+    }
+    return "\n".join(f"{name:<16} {text}" for name, text in lines.items())

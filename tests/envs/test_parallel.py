@@ -1,0 +1,76 @@
+"""Environments in worker processes: the same as in this one, and errors that come back."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rlopt import EnvironmentFault, make_envs
+from rlopt.envs.parallel import AsyncEnvironments
+from tests.scripted_envs import RandomScript, ScriptedEnv, factories
+
+
+class Breaks(ScriptedEnv):
+    """Raises, or ends its process, when it is told to."""
+
+    trouble = ""
+
+    def step(self, action: Any) -> Any:
+        if self.trouble == "raise":
+            raise ZeroDivisionError("the simulator is unstable")
+        if self.trouble == "exit":
+            raise SystemExit(3)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_and_this_process_give_the_same_rollouts(num_workers: int) -> None:
+    makers = [lambda: gym.make("CartPole-v1")] * 3
+    with closing(make_envs(makers)) as sync, closing(AsyncEnvironments(makers, num_workers)) as workers:
+        for seed in (7, None):
+            np.testing.assert_array_equal(workers.reset(seed), sync.reset(seed))
+            for t in range(50):
+                actions = np.array([t % 2, (t // 2) % 2, 1])
+                one, other = workers.step(actions), sync.step(actions)
+                for field in ("observations", "rewards", "terminated", "truncated"):
+                    np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+                assert list(one.final_rows) == list(other.final_rows)
+                if one.final_observations is not None:
+                    np.testing.assert_array_equal(one.final_observations, other.final_observations)
+                assert len(one.infos) == 3
+
+
+def test_attributes_and_faults_cross_the_processes() -> None:
+    with closing(AsyncEnvironments([lambda n=n: Breaks(RandomScript(), n) for n in range(3)], num_workers=2)) as envs:
+        assert envs.get_attr("environment", [2, 0]) == [2, 0]
+        assert envs.call("get_wrapper_attr", ("environment",), {}, [1, 2]) == [1, 2]
+        assert envs.render() == [None, None, None]
+        envs.reset(seed=0)
+        envs.set_attr("trouble", "raise", [2])
+        with pytest.raises(
+            EnvironmentFault, match=r"(?s)environments 2 and up failed.*ZeroDivisionError: the simulator is unstable"
+        ):
+            envs.step(np.zeros(3, np.int64))
+        with pytest.raises(EnvironmentFault, match=r"environments 2 and up ended with exit code"):
+            envs.step(np.zeros(3, np.int64))
+
+
+def test_a_worker_that_dies_is_named_with_its_exit_code() -> None:
+    with closing(AsyncEnvironments([lambda: Breaks(RandomScript(), 0)], name="Fragile-v0")) as envs:
+        envs.reset(seed=0)
+        envs.set_attr("trouble", "exit", [0])
+        with pytest.raises(EnvironmentFault, match=r"Fragile-v0: the worker of environments 0 and up ended with exit code 3"):
+            envs.step(np.zeros(1, np.int64))
+
+
+def test_a_callable_that_fails_in_a_worker_is_an_error_that_leaves_no_process_behind() -> None:
+    def broken() -> gym.Env:
+        raise FileNotFoundError("no model")
+
+    makers = [*factories(RandomScript(), 1), broken]
+    with pytest.raises(EnvironmentFault, match=r"(?s)environments 1 and up failed.*FileNotFoundError: no model"):
+        AsyncEnvironments(makers, num_workers=2)
