@@ -296,7 +296,8 @@ def encode(name: str, value: Any) -> Any:
             {"known": known} if (known := known_class(value)) else {}
         )
     raise ValueError(
-        f"{name}: {value!r} cannot be saved; expected numbers, texts, lists, dictionaries, classes, rlopt.Linear or rlopt.Constant"
+        f"{name}: {value!r} cannot be saved; expected numbers, texts, lists, dictionaries, classes, "
+        "rlopt.Linear or rlopt.Constant"
     )
 
 

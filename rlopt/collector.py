@@ -259,7 +259,8 @@ class Collector:
         for field, array in promised.items():
             if np.shape(given[field]) != array.shape:
                 raise EnvironmentFault(
-                    f"{self.envs.name}: reset returned {field} of shape {np.shape(given[field])}, the space promises {array.shape}"
+                    f"{self.envs.name}: reset returned {field} of shape {np.shape(given[field])}, "
+                    f"the space promises {array.shape}"
                 )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rlopt.agents.base import Agent, threads_for
+from rlopt.agents.base import Agent
+from rlopt.device import threads_for
 from rlopt.envs.base import Environments
 from rlopt.envs.facade import as_vec_env
 

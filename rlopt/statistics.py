@@ -54,6 +54,16 @@ class EpisodeStatistics:
             for row in done.nonzero()[0]:
                 self._finish(int(row), infos[int(row)])
 
+    def ending(self, rewards: Array, done: Array) -> dict[int, EpisodeRecord]:
+        """Records of the episodes that end with a step of these rewards, before `add` counts it; by environment."""
+        if self.monitored:
+            return {}
+        records = {}
+        for row in done.nonzero()[0].tolist():
+            record = self._own(row)
+            records[row] = {**record, "r": (self.returns[row] + rewards[row]).tolist(), "l": record["l"] + 1}
+        return records
+
     def _finish(self, row: int, info: dict[str, Any]) -> None:
         if info.get("is_success") is not None:
             self.successes.append(float(info["is_success"]))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlopt.agents.base import Agent, threads_for
+from rlopt.agents.base import Agent
+from rlopt.device import threads_for
 from rlopt.envs.base import Environments
 from rlopt.envs.facade import as_vec_env
 from rlopt.envs.spaces import Array

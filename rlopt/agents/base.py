@@ -6,8 +6,7 @@ import inspect
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,17 +14,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import configure_logger, get_device, safe_mean, set_random_seed
+from stable_baselines3.common.utils import configure_logger, safe_mean, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
 from rlopt import checkpoint
-from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback
-from rlopt.collector import CollectionStopped, Collector, StepEvent
+from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback, listening
+from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
+from rlopt.device import threads_for, usable_device
 from rlopt.envs.base import Environments, fresh_seed
 from rlopt.envs.facade import as_vec_env
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
@@ -38,9 +37,6 @@ from rlopt.schedules import Schedule, ScheduleLike, as_schedule
 from rlopt.statistics import EpisodeStatistics
 
 Metrics = Mapping[str, Tensor | float]
-
-# One thread is fastest for networks this small; larger ones get all cores.
-SMALL_NETWORK = 300_000
 
 
 class Agent(ABC):
@@ -221,7 +217,7 @@ class Agent(ABC):
         if called is not None:
             called.init_callback(self)  # type: ignore[arg-type]
             called.on_training_start(local, globals())
-        with self._hooks(called, local), threads_for(self.state.theta):
+        with listening(called, collector, local), threads_for(self.state.theta):
             iteration = 0
             while self.num_timesteps < self._total_timesteps:
                 collector.timers.reset()
@@ -258,34 +254,6 @@ class Agent(ABC):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         add_first_page(self.logger)
-
-    @contextmanager
-    def _hooks(self, callback: BaseCallback | None, local: StepLocals) -> Iterator[None]:
-        """Let the collector call the callback, with SB3's timing, while learning lasts."""
-        collector = self.collector
-        assert collector is not None
-        if callback is None:
-            yield
-            return
-        taken = 0
-
-        def on_start(num_steps: int) -> None:
-            nonlocal taken
-            taken = 0
-            local["n_rollout_steps"] = num_steps
-            callback.on_rollout_start()
-
-        def on_step(event: StepEvent) -> bool:
-            nonlocal taken
-            callback.update_locals(local.show(self, event, taken))
-            taken += 1
-            return bool(callback.on_step())
-
-        collector.on_start, collector.on_step, collector.on_end = on_start, on_step, callback.on_rollout_end
-        try:
-            yield
-        finally:
-            collector.on_start = collector.on_step = collector.on_end = None
 
     def _check_finite(self, state: Any) -> None:
         if not bool(torch.isfinite(state.theta).all()):
@@ -572,23 +540,3 @@ class Agent(ABC):
     @property
     def _last_episode_starts(self) -> Array:
         return self.statistics.lengths == 0
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """The device asked for; "auto" is CUDA if there is one. Warns where CUDA was asked for in vain."""
-    chosen = get_device(device)
-    if str(device).startswith("cuda") and chosen.type == "cpu":
-        warnings.warn(f"device: {device} is not available, using the CPU", stacklevel=3)
-    return chosen
-
-
-@contextmanager
-def threads_for(theta: Tensor) -> Iterator[None]:
-    """Compute with one thread if the network is small, and put the number of threads back."""
-    before = torch.get_num_threads()
-    if theta.numel() < SMALL_NETWORK:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

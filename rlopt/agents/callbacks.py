@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
-from rlopt.collector import StepEvent
+from rlopt.collector import Collector, StepEvent
+from rlopt.statistics import EpisodeRecord
 
 if TYPE_CHECKING:
     from rlopt.agents.base import Agent
@@ -37,6 +39,33 @@ def as_callback(callback: CallbackLike, progress_bar: bool) -> BaseCallback | No
     return result
 
 
+@contextmanager
+def listening(callback: BaseCallback | None, collector: Collector, local: StepLocals) -> Iterator[None]:
+    """Let the collector call the callback, with SB3's timing, while this lasts."""
+    if callback is None:
+        yield
+        return
+    n_steps = 0
+
+    def on_start(num_steps: int) -> None:
+        nonlocal n_steps
+        n_steps = 0
+        local["n_rollout_steps"] = num_steps
+        callback.on_rollout_start()
+
+    def on_step(event: StepEvent) -> bool:
+        nonlocal n_steps
+        callback.update_locals(local.show(event, n_steps))
+        n_steps += 1
+        return bool(callback.on_step())
+
+    collector.on_start, collector.on_step, collector.on_end = on_start, on_step, callback.on_rollout_end
+    try:
+        yield
+    finally:
+        collector.on_start = collector.on_step = collector.on_end = None
+
+
 class StepLocals(dict[str, Any]):
     """SB3's local variables of a rollout. Values and log-probabilities are computed only if a callback reads them."""
 
@@ -53,27 +82,28 @@ class StepLocals(dict[str, Any]):
         self["values"], self["log_probs"] = values.unsqueeze(-1), log_probs
         return self[key]
 
-    def show(self, agent: Agent, event: StepEvent, n_steps: int) -> dict[str, Any]:
+    def show(self, event: StepEvent, n_steps: int) -> dict[str, Any]:
         """Make this dictionary that of one step; returns the new entries."""
         self.pop("values", None)
         self.pop("log_probs", None)
         return {
-            "obs_tensor": agent.as_tensors(event.observations),
+            "obs_tensor": self._agent.as_tensors(event.observations),
             "actions": event.actions,
             "clipped_actions": event.env_actions,
             "new_obs": event.new_observations,
             "rewards": event.rewards,
             "dones": event.dones,
-            "infos": StepInfos(event),
+            "infos": StepInfos(event, self._agent.statistics.ending(event.step.rewards, event.dones)),
             "n_steps": n_steps,
         }
 
 
 class StepInfos(Sequence[dict[str, Any]]):
-    """`infos` as SB3 shows them, one dictionary an environment, built when it is read."""
+    """`infos` as SB3's `Monitor` and `VecEnv` show them, one dictionary an environment, built when it is read."""
 
-    def __init__(self, event: StepEvent):
+    def __init__(self, event: StepEvent, episodes: dict[int, EpisodeRecord]):
         self._event = event
+        self._episodes = episodes
 
     def __len__(self) -> int:
         return len(self._event.dones)
@@ -85,6 +115,8 @@ class StepInfos(Sequence[dict[str, Any]]):
         event, step = self._event, self._event.step
         info = dict(step.infos[index])
         if event.dones[index]:
+            if index in self._episodes:
+                info["episode"] = self._episodes[index]
             info.setdefault("TimeLimit.truncated", bool(step.truncated[index] and not step.terminated[index]))
             if "terminal_observation" not in info:
                 info["terminal_observation"] = self._final_observation(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -318,7 +319,7 @@ class PPO(Agent):
     def _check_arguments(self) -> None:
         for name in ("n_steps", "batch_size", "n_epochs"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from rlopt.envs.base import Environments
+from rlopt.envs.base import Environments, fresh_seed
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.spaces import Array
 
@@ -37,7 +37,7 @@ class VecEnvFacade(DummyVecEnv):
         self._pending = np.zeros(envs.num_envs, bool)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        self._seed_value = int(np.random.randint(0, 2**31)) if seed is None else seed
+        self._seed_value = fresh_seed() if seed is None else seed
         return [self._seed_value] * self.num_envs
 
     def reset(self) -> Any:
@@ -79,7 +79,7 @@ class VecEnvFacade(DummyVecEnv):
     def render(self, mode: str | None = None) -> Any:
         return VecEnv.render(self, mode=mode)
 
-    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         rows = list(self._get_indices(indices))
         try:
             return self.environments.get_attr(attr_name, rows)
@@ -88,13 +88,13 @@ class VecEnvFacade(DummyVecEnv):
                 return [None for _ in rows]
             raise
 
-    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         self.environments.set_attr(attr_name, value, list(self._get_indices(indices)))
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         return self.environments.call(method_name, method_args, method_kwargs, list(self._get_indices(indices)))
 
-    def env_is_wrapped(self, wrapper_class: type, indices: None | int | Iterable[int] = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
         """Whether the environments are wrapped; True for `Monitor`, whose account this class gives."""
         rows = list(self._get_indices(indices))
         if wrapper_class is Monitor or not self.envs:

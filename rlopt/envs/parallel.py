@@ -33,15 +33,20 @@ class AsyncEnvironments(Environments):
     def __init__(self, factories: Sequence[EnvFactory], num_workers: int | None = None, name: str = "environment"):
         num_workers = min(num_workers or os.cpu_count() or 1, len(factories))
         shares = [share.tolist() for share in np.array_split(np.arange(len(factories)), num_workers)]
-        # forkserver: no inherited threads or generators, and the workers' start-up cost is shared
+        # forkserver: no inherited threads or generators; what it has imported already costs the workers nothing
         context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__])
         self._workers = [_Worker(context, [factories[i] for i in share], share[0], name) for share in shares]
         self._place = [
             (worker, index - share[0]) for worker, share in zip(self._workers, shares, strict=True) for index in share
         ]
         self._bounds = np.cumsum([len(share) for share in shares])[:-1]
         self._offsets = [share[0] for share in shares]
-        spaces = [worker.receive() for worker in self._workers]
+        try:
+            spaces = [worker.receive() for worker in self._workers]
+        except EnvironmentFault:
+            self.close()
+            raise
         if any(pair != spaces[0] for pair in spaces):
             self.close()
             raise ValueError(f"env: the environments differ in their spaces: {spaces}")

@@ -155,7 +155,8 @@ def _leaves(space: spaces.Space, path: tuple[Any, ...]) -> Any:
     else:
         where = f" at {'/'.join(map(str, path))}" if path else ""
         raise ValueError(
-            f"observation space{where}: expected Box, Discrete, MultiDiscrete, MultiBinary, or Dict and Tuple of these, got {space}"
+            f"observation space{where}: expected Box, Discrete, MultiDiscrete, MultiBinary, or Dict and Tuple of these, "
+            f"got {space}"
         )
 
 

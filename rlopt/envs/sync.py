@@ -88,7 +88,7 @@ class SyncEnvironments(Environments):
         return [self.envs[index].get_wrapper_attr(name)(*args, **kwargs) for index in indices]
 
     def render(self) -> list[Any]:
-        return [env.render() for env in self.envs]
+        return [None if env.render_mode is None else env.render() for env in self.envs]
 
     def _begin_episode(self, index: int) -> Any:
         seed = episode_seed(self.run_seed, self.first_index + index, int(self.episodes[index]))

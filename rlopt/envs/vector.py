@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -139,8 +140,11 @@ def find_spec(env_id: str) -> Any:
     """
     if env_id.startswith("ALE/"):
         _register_atari(env_id)
+    module, _, name = env_id.rpartition(":")
     try:
-        return gym.spec(env_id)
+        if module:
+            importlib.import_module(module)  # it registers its ids
+        return gym.spec(name)
     except ImportError as error:
         raise missing_extra(env_id, error) from error
     except gym.error.Error as error:

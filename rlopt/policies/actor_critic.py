@@ -113,7 +113,8 @@ def policy_class(policy: str | type[ActorCriticPolicy], observation_space: space
             raise ValueError(f"policy: {policy!r} cannot read a Dict or Tuple observation; use 'MultiInputPolicy'")
         if not isinstance(observation_space, spaces.Dict) and policy == "MultiInputPolicy":
             raise ValueError(
-                f"policy: 'MultiInputPolicy' reads Dict or Tuple observations, got {observation_space}; use 'MlpPolicy' or 'CnnPolicy'"
+                f"policy: 'MultiInputPolicy' reads Dict or Tuple observations, got {observation_space}; "
+                "use 'MlpPolicy' or 'CnnPolicy'"
             )
         return POLICY_ALIASES[policy]
     if not (isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)):

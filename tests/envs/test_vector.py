@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -41,9 +42,9 @@ def test_many_of_an_id_with_a_native_implementation_use_it() -> None:
 
 
 def test_an_id_may_run_in_worker_processes() -> None:
-    with closing(make_envs("CartPole-v1", num_envs=2, backend="async")) as envs:
+    with closing(make_envs("CartPole-v1", num_envs=1, backend="async")) as envs:
         assert isinstance(envs, AsyncEnvironments)
-        assert envs.reset(seed=0).shape == (2, 4)
+        assert envs.reset(seed=0).shape == (1, 4)
         assert envs.name == "CartPole-v1"
 
 
@@ -175,6 +176,14 @@ def test_a_missing_simulator_says_which_extra_brings_it(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"{env_id} needs .*rlopt\[{extra}\]"):
         make_envs(env_id)
+
+
+def test_an_id_may_name_the_module_that_registers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["import gymnasium", "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')"]
+    (tmp_path / "registers_mine.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make_envs("registers_mine:Mine-v0", num_envs=2).name == "registers_mine:Mine-v0"
+    del gym.registry["Mine-v0"]
 
 
 def test_an_id_of_a_module_that_is_not_there_says_so() -> None:

@@ -187,6 +187,7 @@ def test_images_are_divided_by_255_in_the_network():
     expected = policy.action_net(policy.mlp_extractor.forward_actor(policy.features_extractor(images.float() / 255)))
     torch.testing.assert_close(ActorCritic(policy).action_parameters(images), expected)
     agent = PPO("CnnPolicy", Walk("image"), n_steps=4, batch_size=4, seed=0)
+    agent.collector.reset(5)
     rollout = agent.collector.steps(agent.state.theta, 4)
     assert rollout.observations.dtype == torch.uint8
 
@@ -228,6 +229,7 @@ def test_every_kind_of_policy_learns(name):
 def test_a_squashed_policy_acts_inside_the_bounds():
     agent = PPO("MlpPolicy", Walk(actions="box"), n_steps=64, policy_kwargs={"squash_output": True, "log_std_init": 1.0}, seed=0)
     assert isinstance(agent.actor_critic.actor(torch.zeros(1, 3)), SquashedGaussian)
+    agent.collector.reset(5)
     rollout = agent.collector.steps(agent.state.theta, 64)
     assert float(rollout.actions.abs().max()) <= 1.0
     taken = np.array(agent.environments.envs[0].actions)
@@ -240,6 +242,7 @@ def test_a_squashed_policy_acts_inside_the_bounds():
 def test_the_log_prob_is_that_of_the_action_before_clipping():
     """Detail 27: the environment gets the clipped action, the rollout the raw one."""
     agent = PPO("MlpPolicy", Walk(actions="box"), n_steps=64, policy_kwargs={"log_std_init": 1.0}, seed=0)
+    agent.collector.reset(5)
     rollout = agent.collector.steps(agent.state.theta, 64)
     taken = np.array(agent.environments.envs[0].actions)
     raw = rollout.actions[:, 0].numpy()
