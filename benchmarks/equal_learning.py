@@ -115,11 +115,11 @@ def rlopt_agent(env_id: str, seed: int) -> Any:
     return agent, evaluate
 
 
-def run(num_seeds: int, envs: list[str]) -> None:
+def run(seeds: list[int], envs: list[str], libraries: list[str]) -> None:
     """Do the runs that the results lack, one process each."""
-    for seed in range(num_seeds):
+    for seed in seeds:
         for env_id in envs:
-            for library in ("rlopt", "sb3"):
+            for library in libraries:
                 done = load()
                 if any((r["library"], r["env"], r["seed"]) == (library, env_id, seed) for r in done["runs"]):
                     continue
@@ -214,7 +214,8 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "one", "summary"])
-    parser.add_argument("--num-seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--libraries", nargs="+", default=["rlopt", "sb3"], choices=["rlopt", "sb3"])
     parser.add_argument("--envs", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--library", choices=["rlopt", "sb3"])
     parser.add_argument("--env", choices=list(TASKS))
@@ -223,7 +224,7 @@ def main() -> None:
     if arguments.command == "one":
         print(json.dumps(train(arguments.library, arguments.env, arguments.seed)))
     elif arguments.command == "run":
-        run(arguments.num_seeds, arguments.envs)
+        run(arguments.seeds, arguments.envs, arguments.libraries)
         summary()
     else:
         sys.exit(0 if summary() else 1)

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DOCUMENT, TENSORS = "rlopt.json", "tensors.safetensors"
+FIELDS = {
+    "algorithm": str,
+    "policy": str,
+    "hyperparameters": dict,
+    "observation_space": dict,
+    "action_space": dict,
+    "num_timesteps": int,
+    "state": dict,
+    "versions": dict,
+}
 # A class in a file is a name looked up in these modules, which are imported already; never an import.
 CLASS_MODULES = {
     "torch.nn": torch.nn,
@@ -164,33 +174,43 @@ def restore(
         raise ValueError(
             f"path: the file holds an agent of {data['algorithm']}, not of {cls.__name__}; use {data['algorithm']}.load"
         )
-    arguments = {name: decode(name, value) for name, value in data["hyperparameters"].items() if name not in kwargs}
-    arguments |= {name: value for name, value in custom_objects.items() if name in arguments}
+    given = {name: value for name, value in custom_objects.items() if name in data["hyperparameters"]} | kwargs
+    arguments = {name: decode(name, value) for name, value in data["hyperparameters"].items() if name not in given} | given
     if unknown := kwargs.keys() - data["hyperparameters"].keys() - {"policy", "preset", "device"}:
         raise ValueError(f"load: {cls.__name__} has no argument {', '.join(sorted(unknown))}")
     if kwargs.get("policy_kwargs") is not None:
         _check_policy_kwargs(data, kwargs["policy_kwargs"])
-    policy = kwargs.pop("policy", None) or data["policy"]
+    policy = arguments.pop("policy", None) or data["policy"]
     if policy not in POLICY_ALIASES and isinstance(policy, str):
         raise ValueError(
             f"policy: the file was made with the class {policy}; pass it as load(..., policy={policy.split('.')[-1]})"
         )
-    agent = cls(policy, None, **{**arguments, **kwargs, "device": device})  # type: ignore[call-arg]
-    agent._setup_model(decode_space(data["observation_space"]), decode_space(data["action_space"]))
+    try:
+        agent = cls(policy, None, **{**arguments, "device": device})  # type: ignore[call-arg]
+        agent._setup_model(*_spaces(data))
+    except (TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"path: the file does not describe an agent of {cls.__name__}: {error!r}") from error
     try:
         _load_tensors(agent, archive)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"path: the file's tensors do not fit the agent that it describes: {error}") from error
     if env is not None:
         agent.set_env(env)
         _restore_environments(agent, archive)
-    agent.num_timesteps = int(data["num_timesteps"])
+    agent.num_timesteps = data["num_timesteps"]
     return agent
+
+
+def _spaces(data: dict[str, Any]) -> tuple[spaces.Space, spaces.Space]:
+    try:
+        return decode_space(data["observation_space"]), decode_space(data["action_space"])
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        raise ValueError(f"path: the file's spaces make no sense: {error!r}") from error
 
 
 def _load_tensors(agent: Agent, archive: Archive) -> None:
     agent.policy.load_state_dict(archive.group("policy"))
-    agent._adopt(_restored_state(agent.state, archive, agent.device))
+    agent._adopt_given(_restored_state(agent.state, archive, agent.device))
     for name, state in archive.group("generators").items():
         agent.generators[name].set_state(state)
     if agent.observation_normalizer is not None:
@@ -310,7 +330,10 @@ def decode(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [decode(name, item) for item in value]
     if isinstance(value, dict) and "schedule" in value:
-        return schedule_from_data(value)
+        try:
+            return schedule_from_data(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: the file holds no schedule of rlopt: {value!r}") from error
     if isinstance(value, dict) and "class" in value:
         module, _, attribute = str(value.get("known", "")).rpartition(".")
         found = getattr(CLASS_MODULES.get(module), attribute, None)
@@ -409,16 +432,16 @@ def _read_zip(file: BinaryIO, name: str) -> Archive:
                 raise ValueError(f"path: {name} has compressed members; rlopt stores them as they are")
             data = json.loads(archive.read(DOCUMENT))
             blob = archive.read(TENSORS)
-    except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"path: {name} is not a whole file of rlopt: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
         raise ValueError(f"path: {name} has format {found!r}, this version reads {FORMAT}; a newer rlopt may have written it")
-    if (
-        missing := {"algorithm", "policy", "hyperparameters", "observation_space", "action_space", "num_timesteps", "state"}
-        - data.keys()
-    ):
+    if missing := FIELDS.keys() - data.keys():
         raise ValueError(f"path: {name} lacks {', '.join(sorted(missing))}")
+    for field, kind in FIELDS.items():
+        if not isinstance(data[field], kind):
+            raise ValueError(f"path: {name} has {data[field]!r} where {field} should be")
     try:
         return Archive(data, safetensors.torch.load(blob))
     except (safetensors.SafetensorError, KeyError, ValueError) as error:

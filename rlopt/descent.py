@@ -104,7 +104,15 @@ class FlatAdam:
         self.num_steps = 0
 
     def load(self, moments: Moments, learning_rate: float) -> None:
-        """Take the values of `moments`, none for the first step."""
+        """Take the values of `moments`, none for the first step.
+
+        Raises:
+            RuntimeError: other names or shapes than `moments` gives.
+        """
+        shapes = {name: tuple(value.shape) for name, value in moments.items()}
+        flat = tuple(self.theta.shape)
+        if moments and shapes != {"step": (), "exp_avg": flat, "exp_avg_sq": flat}:
+            raise RuntimeError(f"moments: expected step [] and exp_avg, exp_avg_sq {list(flat)}, got {shapes}")
         self.learning_rate = learning_rate
         self.num_steps = int(moments["step"]) if moments else 0
         for name, tensor in (("exp_avg", self.mean), ("exp_avg_sq", self.square)):

@@ -6,7 +6,7 @@ B rows of a minibatch, A components of an action, K objectives, d parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -135,15 +135,3 @@ def in_pieces(function: Callable[..., Tensor], observations: Observations, *othe
             for part in parts
         ]
     )
-
-
-def minibatches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index tensors that visit every row once, in random order; the last one may be smaller.
-
-    Args:
-        rows: [S'], the rows that count.
-        batch_size: rows in a minibatch, at least 1.
-        generator: the consumer's own, on the CPU.
-    """
-    order = torch.randperm(len(rows), generator=generator).to(rows.device)
-    yield from rows[order].split(batch_size)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rlopt.agents.base import Agent
 from rlopt.agents.ppo import PPO
+from rlopt.envs.vector import make_envs
 from rlopt.schedules import Constant, Linear, Schedule, as_schedule
 
 # Plain entries of SB3's `data` that are arguments of our PPO as they stand.
@@ -63,9 +64,10 @@ def import_sb3(path: Any, env: Any, policy: Any = None, **kwargs: Any) -> PPO:
     if isinstance(data.get("learning_rate"), int | float):
         scalars["learning_rate"] = data["learning_rate"]
     arguments = scalars | kwargs
+    environments = make_envs(env, arguments.pop("n_envs", 1), arguments.pop("backend", "auto"), arguments.get("seed"))
     if policy is None:
-        policy = _suggested_policy(weights)
-    agent = PPO(policy, env, **arguments)
+        policy = _suggested_policy(weights, environments.encoder.space)
+    agent = PPO(policy, environments, **arguments)
     try:
         agent.policy.load_state_dict(weights)
     except RuntimeError as error:
@@ -92,7 +94,7 @@ def export_sb3(agent: Agent, path: Any) -> Path:
         raise ValueError(f"export_sb3: only PPO has a counterpart in Stable-Baselines3, got {type(agent).__name__}")
     if agent.policy.squash_output:
         raise ValueError("export_sb3: SB3 has no squashed Gaussian without gSDE")
-    if agent.encoder.space != agent.observation_space and not isinstance(agent.observation_space, spaces.Box):
+    if not _readable(agent.observation_space, agent.encoder.space):
         raise ValueError(f"export_sb3: SB3 cannot read observations of {agent.observation_space}")
     venv = DummyVecEnv([lambda: _Spaces(agent.encoder.space, agent.action_space)])
     model = stable_baselines3.PPO(
@@ -105,11 +107,12 @@ def export_sb3(agent: Agent, path: Any) -> Path:
         else _sb3_schedule("clip_range_vf", as_schedule("clip_range_vf", agent.clip_range_vf)),
         policy_kwargs=agent.policy_kwargs,
         device="cpu",
-        **{name: getattr(agent, name) for name in SCALARS},
+        **{name: getattr(agent, name) for name in SCALARS if name != "seed"},  # which would seed everybody's generators
     )
+    model.seed = agent.seed
     model.policy.load_state_dict({key: value.cpu() for key, value in agent.policy.state_dict().items()})
     model.num_timesteps = agent.num_timesteps
-    target = Path(path).with_suffix(".zip")
+    target = Path(path) if Path(path).suffix else Path(path).with_suffix(".zip")
     target.parent.mkdir(parents=True, exist_ok=True)
     model.save(target)
     if agent.observation_normalizer is not None or agent.reward_normalizer is not None:
@@ -127,31 +130,42 @@ class _Spaces(gym.Env[Any, Any]):
 def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with zipfile.ZipFile(source) as archive:
-            names = set(archive.namelist())
-            if not {"data", "policy.pth"} <= names:
+            if not {"data", "policy.pth"} <= set(archive.namelist()):
                 raise ValueError(f"path: {source} is a zip, but not one of Stable-Baselines3")
             data = json.loads(archive.read("data"))
-            weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+            pickled = io.BytesIO(archive.read("policy.pth"))
     except (
         zipfile.BadZipFile,
+        zlib.error,
         json.JSONDecodeError,
         UnicodeDecodeError,
-        pickle.UnpicklingError,
+        KeyError,
         RuntimeError,
         EOFError,
     ) as error:
         raise ValueError(f"path: {source} is not a whole file of Stable-Baselines3: {error}") from error
+    try:
+        weights = torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler raises whatever it stumbles over
+        raise ValueError(f"path: {source} is not a whole file of Stable-Baselines3: its weights: {error}") from error
     if not isinstance(data, dict) or not {"n_epochs", "gae_lambda"} <= data.keys():
         raise ValueError(f"path: {source} is not a file of Stable-Baselines3's PPO")
-    if not (isinstance(weights, dict) and any(name.startswith("action_net.") for name in weights)):
+    if not (isinstance(weights, dict) and any(str(name).startswith("action_net.") for name in weights)):
         raise ValueError(f"path: the weights in {source} are not those of an actor-critic policy")
     return data, weights
 
 
-def _suggested_policy(weights: dict[str, Any]) -> str:
-    if any(name.startswith("features_extractor.extractors.") for name in weights):
+def _suggested_policy(weights: dict[str, Any], space: spaces.Space) -> str:
+    if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if any(name.startswith("features_extractor.cnn.") for name in weights) else "MlpPolicy"
+
+
+def _readable(raw: spaces.Space, encoded: spaces.Space) -> bool:
+    """Whether SB3 reads observations of `raw` with weights made for `encoded`; it knows channel-last images itself."""
+    if isinstance(raw, spaces.Dict) and isinstance(encoded, spaces.Dict):
+        return all(key in encoded.spaces and _readable(sub, encoded[key]) for key, sub in raw.spaces.items())
+    return isinstance(raw, spaces.Box) or raw == encoded
 
 
 def _sb3_schedule(name: str, schedule: Schedule) -> Any:

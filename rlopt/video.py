@@ -91,7 +91,11 @@ def gif_bytes(frames: list[Array], fps: int, max_frames: int = 150, max_side: in
 
 
 def _frame(vec_env: VecEnv, name: str) -> Array:
-    image = vec_env.get_images()[0]
+    try:
+        image = vec_env.get_images()[0]
+    except Exception as error:  # OpenGL, pygame and MuJoCo each raise their own
+        hint = "; without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa for MuJoCo"
+        raise ValueError(f"video: {name} cannot be drawn here: {error}{hint}") from error
     if image is None:
         raise ValueError(f"video: {name} gives no pictures (render_mode='rgb_array')")
     return np.asarray(image, np.uint8)

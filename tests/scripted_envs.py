@@ -110,8 +110,8 @@ class ScriptedEnv(gym.Env[Any, Any]):
 class PoisonedVectorEnv(VectorEnv):
     """Resets on the next step, whose row pays `poison` and, if there is any, claims that the episode ended."""
 
-    def __init__(self, envs: list[ScriptedEnv], poison: float = POISON):
-        self.envs, self.poison = envs, poison
+    def __init__(self, envs: list[ScriptedEnv], poison: Any = POISON):
+        self.envs, self.poison, self.lies = envs, poison, bool(np.any(poison))
         self.num_envs = len(envs)
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space, self.single_action_space = envs[0].observation_space, envs[0].action_space
@@ -126,7 +126,7 @@ class PoisonedVectorEnv(VectorEnv):
     def step(self, actions: Any) -> Any:
         rows = []
         for env, over, action in zip(self.envs, self.over, actions, strict=True):
-            rows.append((env.reset()[0], self.poison, self.poison != 0, self.poison != 0) if over else env.step(action)[:4])
+            rows.append((env.reset()[0], self.poison, self.lies, self.lies) if over else env.step(action)[:4])
         observations, rewards, terminated, truncated = (np.stack(column) for column in zip(*rows, strict=True))
         self.over = (terminated | truncated) & ~self.over
         return observations, rewards, terminated, truncated, {}

@@ -28,7 +28,11 @@ class Copy(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         self.steps += 1
         target = self.state[0]
-        reward = float(action == (target > 0)) if isinstance(self.action_space, spaces.Discrete) else 1.0 - abs(float(action[0]) - target)
+        reward = (
+            float(action == (target > 0))
+            if isinstance(self.action_space, spaces.Discrete)
+            else 1.0 - abs(float(action[0]) - target)
+        )
         return self._observe(), reward, self.steps == 10, False, {}
 
     def _observe(self) -> Any:

@@ -66,7 +66,9 @@ def test_a_discrete_action_is_an_int64_array_without_axes():
     assert agent_of().predict(np.zeros((1, 3), np.float32))[0].shape == (1,)
 
 
-@pytest.mark.parametrize("observations", ["box", "matrix", "discrete", "multi", "binary", "image", "image_first", "dict", "dict_image"])
+@pytest.mark.parametrize(
+    "observations", ["box", "matrix", "discrete", "multi", "binary", "image", "image_first", "dict", "dict_image"]
+)
 @pytest.mark.parametrize("actions", ["discrete", "multi", "binary", "box"])
 def test_deterministic_actions_equal_sb3s(observations, actions):
     agent = agent_of(observations, actions)

@@ -35,8 +35,14 @@ def resolved(env, **kwargs):
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ("CartPole-v1", {"n_envs": 4, "n_steps": 128, "batch_size": 128, "n_epochs": 4, "ent_coef": 0.01, "clip_range_vf": 0.2}),
-        ("Pendulum-v1", {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10, "ent_coef": 0.0, "clip_range_vf": 0.2}),
+        (
+            "CartPole-v1",
+            {"n_envs": 4, "n_steps": 128, "batch_size": 128, "n_epochs": 4, "ent_coef": 0.01, "clip_range_vf": 0.2},
+        ),
+        (
+            "Pendulum-v1",
+            {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10, "ent_coef": 0.0, "clip_range_vf": 0.2},
+        ),
     ],
 )
 def test_the_cleanrl_preset_resolves_as_in_its_scripts(env, expected):

@@ -47,7 +47,9 @@ def test_whatever_stands_for_a_schedule_becomes_one(given, expected):
     assert as_schedule("learning_rate", given) == expected
 
 
-@pytest.mark.parametrize("given", ["fast", "linear:", "linear:x", "cosine:1", "linear:1:2:3:4", True, None, [1], "linear:1:0:2"])
+@pytest.mark.parametrize(
+    "given", ["fast", "linear:", "linear:x", "cosine:1", "linear:1:2:3:4", True, None, [1], "linear:1:0:2"]
+)
 def test_anything_else_is_an_error_that_names_the_argument(given):
     with pytest.raises(ValueError, match=r"clip_range: expected"):
         as_schedule("clip_range", given)

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import configure_logger, safe_mean, set_random_seed
+from stable_baselines3.common.utils import configure_logger, is_vectorized_observation, safe_mean, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
@@ -162,6 +162,13 @@ class Agent(ABC):
         """Make `state` the agent's, the policy's parameters views of its θ."""
         self.state = state
         bind_parameters(self.policy, state.theta)
+
+    def _adopt_given(self, state: Any) -> None:
+        """`_adopt` for a state from outside, whose moments may not be those of this agent's optimiser."""
+        descent = getattr(self, "descent", None)
+        if descent is not None:
+            descent.begin(state.theta, state.moments, 0.0)
+        self._adopt(state)
 
     @cached_property
     def actor_critic(self) -> ActorCritic:
@@ -324,7 +331,11 @@ class Agent(ABC):
                 "its step five values; pass the first of them"
             )
         self.policy.set_training_mode(False)
-        encoded = self.encoder(observation)
+        try:
+            encoded = self.encoder(observation)
+            is_vectorized_observation(encoded, self.encoder.space)  # before normalisation, which would broadcast
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"observation: expected {self.observation_space}, or a batch of that: {error}") from error
         if self.observation_normalizer is not None:
             encoded = self.observation_normalizer(encoded)
         tensors, batched = self.policy.obs_to_tensor(encoded)
@@ -442,7 +453,7 @@ class Agent(ABC):
             self.policy.load_state_dict(weights, strict=exact_match)
         if "policy.optimizer" in given and hasattr(self.state, "moments"):
             moments = {key: torch.as_tensor(value).to(self.device) for key, value in given["policy.optimizer"].items()}
-            self._adopt(self.state._replace(moments=moments))
+            self._adopt_given(self.state._replace(moments=moments))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Every argument of the constructor but the policy, the environment and what belongs to this machine."""

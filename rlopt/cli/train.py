@@ -44,6 +44,13 @@ class Run:
     evaluation_envs: Environments
     callbacks: list[BaseCallback]
 
+    def close(self) -> None:
+        """Release the log files and the environments."""
+        self.agent.logger.close()
+        for envs in (self.agent.environments, self.evaluation_envs):
+            if envs is not None:
+                envs.close()
+
 
 def train_main(argv: Sequence[str] | None = None) -> None:
     """Train an agent as the command line says.
@@ -53,6 +60,12 @@ def train_main(argv: Sequence[str] | None = None) -> None:
     """
     with bad_input_exits(PROGRAM):
         run = prepare(parse_settings(list(sys.argv[1:] if argv is None else argv), PROGRAM))
+    with contextlib.closing(run):
+        _train(run)
+
+
+def _train(run: Run) -> None:
+    """The run itself; whatever ends it early, the agent is kept."""
     human = sys.stderr if run.settings.run.json else sys.stdout
     print(_headline(run), file=human, flush=True)
     try:
@@ -122,10 +135,6 @@ def finish(run: Run, seconds: float, human: TextIO) -> None:
     add_hyperparameters(agent.logger, tuned | run.settings.constructor_arguments(), outcomes, agent.num_timesteps)
     if chosen.video:
         _add_video(run)
-    agent.logger.close()
-    for envs in (agent.environments, run.evaluation_envs):
-        if envs is not None:
-            envs.close()
     print(_summary(run, result), file=human, flush=True)
     if chosen.json:
         print(json.dumps(result, allow_nan=False), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -124,7 +125,10 @@ def make_env(env_id: str, render_mode: str | None = None, **kwargs: Any) -> gym.
     spec = find_spec(env_id)
     try:
         try:
-            return gym.make(spec, render_mode=render_mode or "rgb_array", disable_env_checker=True, **kwargs)
+            with warnings.catch_warnings():
+                if render_mode is None:  # nobody asked for frames: no word about environments that have none
+                    warnings.filterwarnings("ignore", ".*not in the possible render_modes")
+                return gym.make(spec, render_mode=render_mode or "rgb_array", disable_env_checker=True, **kwargs)
         except TypeError:  # an environment without a render mode
             return gym.make(spec, disable_env_checker=True, **kwargs)
     except (ImportError, gym.error.DependencyNotInstalled) as error:

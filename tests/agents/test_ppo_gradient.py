@@ -73,6 +73,8 @@ def test_the_closed_form_is_the_gradient_of_the_loss(action_space, clip_range_vf
 def test_a_wrong_closed_form_is_noticed(monkeypatch):
     """Negative control: with the clip left out, the two differ."""
     agent = PPO("MlpPolicy", Nowhere(ACTION_SPACES[0]), n_steps=64, seed=0, device="cpu")
-    monkeypatch.setattr("rlopt.agents.ppo.clipped_surrogate_weights", lambda log_ratio, advantages, _: log_ratio.exp() * advantages)
+    monkeypatch.setattr(
+        "rlopt.agents.ppo.clipped_surrogate_weights", lambda log_ratio, advantages, _: log_ratio.exp() * advantages
+    )
     autograd, closed_form = both_gradients(agent)
     assert (autograd - closed_form).abs().max() > 1e-3

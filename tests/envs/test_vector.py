@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -84,6 +85,20 @@ def test_envpool_is_taken_by_id_and_as_an_object() -> None:
     with closing(make_envs(envpool.make_gymnasium("CartPole-v1", num_envs=3, seed=1))) as envs:
         assert isinstance(envs, EnvPoolEnvironments)
         assert envs.reset().shape == (3, 4)
+
+
+def test_an_envpool_that_is_reset_after_an_end_begins_whole_episodes() -> None:
+    pytest.importorskip("envpool")
+    with closing(make_envs("CartPole-v1", num_envs=2, backend="envpool", seed=1, env_kwargs={"max_episode_steps": 8})) as envs:
+        envs.reset()
+        actions = np.zeros(2, np.int64)
+        steps = [envs.step(actions) for _ in range(8)]
+        assert all(steps[-1].terminated | steps[-1].truncated)
+        first = envs.reset()
+        assert np.abs(first).max() <= 0.05
+        step = envs.step(actions)
+        assert step.rewards.tolist() == [1.0, 1.0], "no reset row: the end was forgotten by reset()"
+        assert not np.array_equal(step.observations, first)
 
 
 def test_envpool_agents_learn_and_their_seed_decides() -> None:

@@ -227,7 +227,9 @@ def test_every_kind_of_policy_learns(name):
 
 
 def test_a_squashed_policy_acts_inside_the_bounds():
-    agent = PPO("MlpPolicy", Walk(actions="box"), n_steps=64, policy_kwargs={"squash_output": True, "log_std_init": 1.0}, seed=0)
+    agent = PPO(
+        "MlpPolicy", Walk(actions="box"), n_steps=64, policy_kwargs={"squash_output": True, "log_std_init": 1.0}, seed=0
+    )
     assert isinstance(agent.actor_critic.actor(torch.zeros(1, 3)), SquashedGaussian)
     agent.collector.reset(5)
     rollout = agent.collector.steps(agent.state.theta, 64)

@@ -330,8 +330,6 @@ def test_distributions_work_under_functional_transforms(kind):
     close(mapped, separate)
 
 
-
-
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.3])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "squashed"])
 def test_pull_back_is_the_gradient_of_log_prob_and_entropy(kind, entropy_weight):
