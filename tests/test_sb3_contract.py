@@ -66,7 +66,8 @@ def test_the_attributes_that_scripts_read_are_here():
     names += ["_total_timesteps", "_current_progress_remaining", "_n_updates", "lr_schedule", "ep_info_buffer", "logger"]
     names += ["ep_success_buffer", "_last_obs", "_last_episode_starts", "start_time", "seed", "verbose", "policy_aliases"]
     not_offered = {"use_sde", "sde_sample_freq", "rollout_buffer_class", "rollout_buffer_kwargs"}
-    for name in set(names) - not_offered:
+    private_there = {"stats_window_size"}
+    for name in set(names) - not_offered - private_there:
         assert hasattr(model, name), name
         assert hasattr(agent, name), name
     for name in ("n_envs", "num_timesteps", "_total_timesteps", "_n_updates", "observation_space", "action_space", "device"):
@@ -124,14 +125,21 @@ def script(library, folder, actions="discrete", n_envs=2):
     callbacks = [
         counter,
         CheckpointCallback(save_freq=16, save_path=folder / "checkpoints", name_prefix="ppo"),
-        EvalCallback(evaluation, n_eval_episodes=2, eval_freq=20, log_path=folder / "eval", best_model_save_path=folder / "best",
-                     verbose=0),
-    ]  # fmt: skip
+        EvalCallback(
+            evaluation,
+            n_eval_episodes=2,
+            eval_freq=20,
+            log_path=folder / "eval",
+            best_model_save_path=folder / "best",
+            verbose=0,
+        ),
+    ]
     model = library("MlpPolicy", env, **SMALL, tensorboard_log=None)
     model.set_logger(configure(str(folder / "log"), ["csv", "json", "log", "tensorboard"]))
     model.learn(total_timesteps=80, callback=callbacks)
     model.learn(total_timesteps=32, callback=callbacks[0], reset_num_timesteps=False)
     model.save(folder / "final")
+    model.logger.close()
     return counter
 
 
@@ -139,7 +147,9 @@ def script(library, folder, actions="discrete", n_envs=2):
 def test_one_script_does_the_same_with_both_libraries(tmp_path, actions):
     mine, theirs = (script(library, tmp_path / name, actions) for library, name in ((PPO, "rlopt"), (SB3PPO, "sb3")))
     assert mine.calls == theirs.calls
-    assert theirs.locals_seen - mine.locals_seen <= {"tb_log_name"}
+    # values and log_probs are computed when they are read; the others are of SB3's loop over truncated environments
+    inner = {"values", "log_probs", "idx", "done", "terminal_obs", "terminal_value"}
+    assert theirs.locals_seen - mine.locals_seen <= inner
     assert theirs.first_locals - mine.first_locals <= {"self", "__class__"}
     assert mine.shapes == theirs.shapes
 
@@ -152,7 +162,9 @@ def test_one_script_does_the_same_with_both_libraries(tmp_path, actions):
     assert "best/best_model.zip" in files("rlopt")
 
     def keys(name):
-        return {key for line in (tmp_path / name / "log" / "progress.json").read_text().splitlines() for key in json.loads(line)}
+        return {
+            key for line in (tmp_path / name / "log" / "progress.json").read_text().splitlines() for key in json.loads(line)
+        }
 
     assert keys("sb3") <= keys("rlopt")
     assert {"train/approx_kl", "rollout/ep_rew_mean", "time/fps", "eval/mean_reward"} <= keys("rlopt")
@@ -333,7 +345,9 @@ def test_another_environment_with_other_spaces_is_refused(library):
             model.set_env(env)
 
 
-@pytest.mark.parametrize("make", [lambda: Walk(), lambda: DummyVecEnv([Walk]), lambda: Walk, lambda: gym.vector.SyncVectorEnv([Walk])])  # noqa: PLW0108
+@pytest.mark.parametrize(
+    "make", [lambda: Walk(), lambda: DummyVecEnv([Walk]), lambda: Walk, lambda: gym.vector.SyncVectorEnv([Walk])]
+)
 def test_training_goes_on_in_another_environment(make):
     agent = agent_of().learn(16)
     agent.set_env(make())
@@ -433,7 +447,7 @@ def test_wart_training_metrics_come_with_their_own_iteration_and_the_last_is_dum
 
 def test_wart_episode_statistics_need_no_monitor():
     env = DummyVecEnv([Walk])  # without Monitor SB3 reports nothing
-    assert "rollout/ep_rew_mean" not in scalars(SB3PPO("MlpPolicy", DummyVecEnv([lambda: Walk()]), **SMALL), 64)[-1]  # noqa: PLW0108
+    assert "rollout/ep_rew_mean" not in scalars(SB3PPO("MlpPolicy", DummyVecEnv([lambda: Walk()]), **SMALL), 64)[-1]
     values = scalars(agent_of(env), 64)[-1]
     assert values["rollout/ep_len_mean"] > 1
     assert values["rollout/ep_rew_mean"] < 0

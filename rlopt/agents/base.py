@@ -130,6 +130,7 @@ class Agent(ABC):
 
     def _attach(self, environments: Environments) -> None:
         """Train in these environments from now on."""
+        num_timesteps = self.num_timesteps
         self.environments = environments
         self.env = as_vec_env(environments)
         self.n_envs = environments.num_envs
@@ -148,7 +149,7 @@ class Agent(ABC):
             self.reward_normalizer,
             self.device,
         )
-        self.collector.num_timesteps = self._num_timesteps
+        self.collector.num_timesteps = num_timesteps
         vec_normalize = self.get_vec_normalize_env()
         if vec_normalize is not None and vec_normalize.norm_reward and vec_normalize.gamma != self.gamma:
             warnings.warn(
@@ -333,7 +334,8 @@ class Agent(ABC):
         self.policy.set_training_mode(False)
         try:
             encoded = self.encoder(observation)
-            is_vectorized_observation(encoded, self.encoder.space)  # before normalisation, which would broadcast
+            # before normalisation, which would broadcast
+            is_vectorized_observation(encoded, self.encoder.space)  # type: ignore[arg-type]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"observation: expected {self.observation_space}, or a batch of that: {error}") from error
         if self.observation_normalizer is not None:

@@ -112,6 +112,8 @@ SB3_CASES = {
     "box, value clip": ("box", {"clip_range_vf": 0.2}),
     "multi": ("multi", {}),
     "binary": ("binary", {}),
+    "the clips bind": ("discrete", {"learning_rate": 3e-3, "clip_range_vf": 0.05}),
+    "box, the clips bind": ("box", {"learning_rate": 3e-3, "clip_range_vf": 0.05}),
     "entropy": ("discrete", {"ent_coef": 0.05}),
     "box, entropy": ("box", {"ent_coef": 0.05}),
     "advantages as they are": ("box", {"normalize_advantage": False}),
@@ -132,6 +134,8 @@ def test_one_update_equals_sb3s(name):
     assert largest_difference(model, agent) < 1e-5
     if name == "target_kl":
         assert model._n_updates < 10
+    if "bind" in name:
+        assert model.logger.name_to_value["train/clip_fraction"] > 0.1
 
 
 @pytest.mark.filterwarnings("ignore:.*not a multiple|.*mini-batch size:UserWarning")
