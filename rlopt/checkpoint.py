@@ -194,10 +194,10 @@ def restore(
         _load_tensors(agent, archive)
     except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"path: the file's tensors do not fit the agent that it describes: {error}") from error
+    agent.num_timesteps = data["num_timesteps"]
     if env is not None:
         agent.set_env(env)
         _restore_environments(agent, archive)
-    agent.num_timesteps = data["num_timesteps"]
     return agent
 
 
@@ -255,7 +255,8 @@ def _restore_environments(agent: Agent, archive: Archive) -> None:
     ):
         environments.run_seed = int(counters["run_seed"])  # type: ignore[attr-defined]
         environments.episodes[:] = counters["episodes"]
-        agent._env_seed = None
+        assert agent.collector is not None
+        agent.collector.seed = None
     state = archive.group("vec_normalize")
     vec_normalize = agent.get_vec_normalize_env()
     if state and vec_normalize is not None:

@@ -65,6 +65,7 @@ class Collector:
         statistics: receives finished episodes.
         observation_normalizer, reward_normalizer: or None; updated with every valid row.
         device: where rollouts are put.
+        seed: of the environments' first reset.
 
     Attributes:
         num_timesteps: valid environment steps since construction; may be set.
@@ -82,6 +83,7 @@ class Collector:
         observation_normalizer: ObservationNormalizer | None = None,
         reward_normalizer: RewardNormalizer | None = None,
         device: torch.device | str = "cpu",
+        seed: int | None = None,
     ):
         self.envs = envs
         self.policy = policy
@@ -91,6 +93,7 @@ class Collector:
         self.reward_normalizer = reward_normalizer
         self.device = torch.device(device)
         self.num_timesteps = 0
+        self.seed = seed
         self.on_start: Callable[[int], None] | None = None
         self.on_step: Callable[[StepEvent], bool] | None = None
         self.on_end: Callable[[], None] | None = None
@@ -101,12 +104,13 @@ class Collector:
         self._rows = np.arange(envs.num_envs)
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin new episodes in all environments.
+        """Begin new episodes in all environments, seeded with `seed`, else with `self.seed` once, else going on.
 
         Raises:
             EnvironmentFault: the observations do not have the shape that the space promises, or are not finite.
         """
-        observations = self.envs.reset(seed)
+        observations = self.envs.reset(self.seed if seed is None else seed)
+        self.seed = None
         self._check_shapes(observations)
         self._check_finite({f"first {field}": array for field, array in named(observations).items()}, self._rows)
         self.reset_pending[:] = False

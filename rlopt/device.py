@@ -15,8 +15,15 @@ SMALL_NETWORK = 300_000
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device asked for; "auto" is CUDA if there is one. Warns where CUDA was asked for in vain."""
-    chosen = get_device(device)
+    """The device asked for; "auto" is CUDA if there is one. Warns where CUDA was asked for in vain.
+
+    Raises:
+        ValueError: not a device of torch.
+    """
+    try:
+        chosen = get_device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or another device of torch, got {device!r}") from None
     if str(device).startswith("cuda") and chosen.type == "cpu":
         warnings.warn(f"device: {device} is not available, using the CPU", stacklevel=3)
     return chosen

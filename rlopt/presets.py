@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+
+from rlopt.arguments import check_choice, did_you_mean
 
 Preset = dict[str, Any]
 
@@ -168,9 +169,7 @@ def preset_values(algorithm: str, preset: str, env: Any) -> Preset:
     Raises:
         ValueError: an unknown preset (the nearest is named).
     """
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}; did you mean {near!r}?")
+    check_choice("preset", preset, PRESETS)
     base = dict(SB3.get(algorithm, {}))
     if preset == "tuned":
         return base | TUNED.get(algorithm, {}).get(env_id(env), {})
@@ -193,6 +192,9 @@ def with_preset(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        if unknown := [name for name in kwargs if name not in signature.parameters]:
+            near = did_you_mean(unknown[0], signature.parameters)
+            raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}{near}")
         bound = signature.bind(self, *args, **kwargs)
         preset = bound.arguments.get("preset")
         if preset is not None:

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from rlopt import checkpoint
 from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback, listening
+from rlopt.arguments import check_number
 from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
 from rlopt.device import threads_for, usable_device
-from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.base import Environments, episode_seed, fresh_seed
 from rlopt.envs.facade import as_vec_env
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
@@ -90,6 +91,8 @@ class Agent(ABC):
         """Store what all agents have and, if there is an environment, build everything."""
         self.policy_class: Any = policy
         self.policy_kwargs = dict(policy_kwargs or {})
+        if seed is not None:
+            check_number("seed", seed, at_least=0, at_most=2**32 - 1, whole=True)
         self.seed = seed
         self.device = usable_device(device)
         self.verbose = verbose
@@ -101,8 +104,8 @@ class Agent(ABC):
         self.env: VecEnv | None = None
         self.environments: Environments | None = None
         self.collector: Collector | None = None
+        self.statistics = EpisodeStatistics(n_envs, stats_window_size)
         self.start_time = time.time_ns()
-        self._env_seed: int | None = None  # for the next reset, once
         self._num_timesteps = self._total_timesteps = self._num_timesteps_at_start = 0
         self._custom_logger = False
         self._logger: Logger | None = None
@@ -134,7 +137,8 @@ class Agent(ABC):
         self.environments = environments
         self.env = as_vec_env(environments)
         self.n_envs = environments.num_envs
-        self.statistics = EpisodeStatistics(self.n_envs, self.stats_window_size, environments.monitored)
+        self.statistics.monitored = environments.monitored
+        self.statistics.begin(self.n_envs)
         if self.normalize_rewards:
             previous = self.reward_normalizer
             self.reward_normalizer = self._make_reward_normalizer(self.n_envs)
@@ -150,6 +154,8 @@ class Agent(ABC):
             self.device,
         )
         self.collector.num_timesteps = num_timesteps
+        # An agent that has trained does not begin with the episodes that it began with the first time.
+        self.collector.seed = episode_seed(self._entropy, 0, num_timesteps) if num_timesteps else self._entropy
         vec_normalize = self.get_vec_normalize_env()
         if vec_normalize is not None and vec_normalize.norm_reward and vec_normalize.gamma != self.gamma:
             warnings.warn(
@@ -204,6 +210,7 @@ class Agent(ABC):
         """
         if self.collector is None:
             raise ValueError("env: the agent has no environment; call set_env(env) first")
+        check_number("total_timesteps", total_timesteps)
         tb_log_name = tb_log_name or type(self).__name__
         collector, called = self.collector, as_callback(callback, progress_bar)
         self._begin_learning(int(total_timesteps), reset_num_timesteps, tb_log_name)
@@ -257,8 +264,7 @@ class Agent(ABC):
         self._total_timesteps = total_timesteps
         self._num_timesteps_at_start = self.num_timesteps
         if reset_num_timesteps or self.collector.observations is None:
-            self.collector.reset(self._env_seed)
-            self._env_seed = None
+            self.collector.reset()
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         add_first_page(self.logger)
@@ -402,7 +408,9 @@ class Agent(ABC):
         entropy = fresh_seed() if seed is None else seed
         for index, generator in enumerate(self.generators.values()):
             generator.manual_seed(int(np.random.SeedSequence((entropy, index)).generate_state(1, np.uint64)[0] >> 1))
-        self._env_seed = self._entropy = entropy
+        self._entropy = entropy
+        if self.collector is not None:
+            self.collector.seed = entropy
 
     def set_logger(self, logger: Logger) -> None:
         """Log to this from now on, whatever `verbose` and `tensorboard_log` say."""

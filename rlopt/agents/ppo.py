@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from functools import cached_property
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.base import Agent, Metrics
+from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.descent import Descent, Moments
 from rlopt.envs.vector import Backend
@@ -318,21 +318,20 @@ class PPO(Agent):
 
     def _check_arguments(self) -> None:
         for name in ("n_steps", "batch_size", "n_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+            check_number(name, getattr(self, name), positive=True, whole=True)
         for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}")
-        for name, allowed in (("value_clip", ("prediction", "maximum")), ("schedule_from", ("rollout_end", "rollout_start"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("learning_rate", "clip_range"):
-            as_schedule(name, getattr(self, name))
-        if self.clip_range_vf is not None and as_schedule("clip_range_vf", self.clip_range_vf)(1.0) <= 0:
-            raise ValueError(f"clip_range_vf: expected a positive number, or None for no clipping, got {self.clip_range_vf!r}")
-        if self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm: expected a positive number, got {self.max_grad_norm!r}")
+            check_number(name, getattr(self, name), at_least=0, at_most=1)
+        for name in ("ent_coef", "vf_coef"):
+            check_number(name, getattr(self, name))
+        check_number("max_grad_norm", self.max_grad_norm, positive=True)
+        if self.target_kl is not None:
+            check_number("target_kl", self.target_kl, positive=True)
+        check_choice("value_clip", self.value_clip, ("prediction", "maximum"))
+        check_choice("schedule_from", self.schedule_from, ("rollout_end", "rollout_start"))
+        check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), at_least=0)
+        check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
+        if self.clip_range_vf is not None:
+            check_number("clip_range_vf", as_schedule("clip_range_vf", self.clip_range_vf)(1.0), positive=True)
         if self.normalize_advantage and self.batch_size < 2:
             raise ValueError(
                 "batch_size: expected at least 2 with normalize_advantage=True (one row has no standard deviation), got "

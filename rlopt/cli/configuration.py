@@ -12,7 +12,7 @@ import tyro
 import yaml
 from stable_baselines3.common import torch_layers
 
-from rlopt.cli.errors import did_you_mean
+from rlopt.arguments import did_you_mean
 
 # In `policy_kwargs` these name a class, which is looked up in one module; nothing is evaluated or imported.
 CLASS_ARGUMENTS = {

@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from rlopt.agents import ALGORITHMS, Agent
+from rlopt.arguments import did_you_mean
 from rlopt.cli.configuration import YamlMapping, checked_config, read_config
-from rlopt.cli.errors import did_you_mean
 from rlopt.cli.hyperparameters import hyperparameter_class, hyperparameter_types
 from rlopt.device import usable_device
 from rlopt.envs.vector import Backend, find_spec

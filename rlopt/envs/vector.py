@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlopt.arguments import check_choice, check_number, did_you_mean
 from rlopt.envs.base import Environments, fresh_seed
 from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
 from rlopt.envs.parallel import AsyncEnvironments
@@ -55,10 +55,8 @@ def make_envs(
             environment that cannot be copied `num_envs` times.
         ImportError: the environment needs a package that is not installed; the message says which extra brings it.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
-    if not isinstance(num_envs, int) or num_envs < 1:
-        raise ValueError(f"num_envs: expected a positive integer, got {num_envs!r}")
+    check_choice("backend", backend, get_args(Backend))
+    check_number("num_envs", num_envs, positive=True, whole=True)
     if env_kwargs and not isinstance(env, str):
         raise ValueError("env_kwargs: only an environment given by its id takes them")
     if isinstance(env, str):
@@ -152,8 +150,7 @@ def find_spec(env_id: str) -> Any:
     except ImportError as error:
         raise missing_extra(env_id, error) from error
     except gym.error.Error as error:
-        near = difflib.get_close_matches(env_id, gym.registry, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(env_id, gym.registry)
         raise ValueError(f"env: {env_id!r} is not registered with Gymnasium{hint}") from error
 
 
@@ -181,9 +178,7 @@ def _make_envpool(env_id: str, num_envs: int, seed: int, kwargs: dict[str, Any])
     known = envpool.list_all_envs()
     task = env_id.removeprefix("ALE/")
     if task not in known:
-        near = difflib.get_close_matches(task, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"env: EnvPool has no environment {task!r}{hint}")
+        raise ValueError(f"env: EnvPool has no environment {task!r}{did_you_mean(task, known)}")
     return envpool.make_gymnasium(task, num_envs=num_envs, seed=seed, **kwargs)
 
 

@@ -7,7 +7,6 @@ computes with them goes through `ActorCritic`, which samples nothing and builds 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from stable_baselines3.common.policies import (
 )
 from torch import Tensor, nn
 
+from rlopt.arguments import did_you_mean
 from rlopt.policies.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, SquashedGaussian
 from rlopt.rollout import Observations
 
@@ -105,9 +105,9 @@ def policy_class(policy: str | type[ActorCriticPolicy], observation_space: space
     """
     if isinstance(policy, str):
         if policy not in POLICY_ALIASES:
-            near = difflib.get_close_matches(policy, POLICY_ALIASES, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"policy: expected one of {', '.join(POLICY_ALIASES)} or a class, got {policy!r}; did you mean {near!r}?"
+                f"policy: expected one of {', '.join(POLICY_ALIASES)} or a class, got {policy!r}"
+                f"{did_you_mean(policy, POLICY_ALIASES)}"
             )
         if isinstance(observation_space, spaces.Dict) and policy != "MultiInputPolicy":
             raise ValueError(f"policy: {policy!r} cannot read a Dict or Tuple observation; use 'MultiInputPolicy'")
