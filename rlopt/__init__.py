@@ -3,6 +3,7 @@
 from rlopt.agents import ALGORITHMS, PPO, Agent
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.vector import make_envs
+from rlopt.evaluation import evaluate
 from rlopt.rollout import Rollout
 from rlopt.sb3 import export_sb3, import_sb3
 from rlopt.schedules import Constant, Linear
@@ -17,6 +18,7 @@ __all__ = [
     "Linear",
     "Rollout",
     "__version__",
+    "evaluate",
     "export_sb3",
     "import_sb3",
     "make_envs",

@@ -34,7 +34,8 @@ class Descent:
 
     Args:
         policy: the module as a function of θ; copied.
-        optimizer_class: any torch optimiser. Those outside `ELEMENTWISE` are given one tensor a layer.
+        optimizer_class: any torch optimiser whose `step` needs no closure. Those outside `ELEMENTWISE` are given one
+            tensor a layer.
         optimizer_kwargs: passed to it.
     """
 
@@ -43,7 +44,10 @@ class Descent:
         self._theta = functional.init()
         self._gradient = torch.zeros_like(self._theta)
         self.module: Any = functional.bind(self._theta)
+        if issubclass(optimizer_class, torch.optim.LBFGS):
+            raise ValueError("optimizer_class: LBFGS evaluates the loss several times a step, which minibatches cannot offer")
         self._parameters = list(self.module.parameters())
+        self._frozen: list[tuple[Tensor, Tensor]] = []
         self._optimizer: FlatAdam | TorchOptimizer
         if optimizer_class is torch.optim.Adam and optimizer_kwargs.keys() <= PLAIN_ADAM:
             self._optimizer = FlatAdam(self._theta, self._gradient, **optimizer_kwargs)
@@ -55,10 +59,20 @@ class Descent:
             parameters = [leaf] if optimizer_class in ELEMENTWISE else self._parameters
             self._optimizer = TorchOptimizer(optimizer_class(parameters, **{"lr": 0.0, **optimizer_kwargs}))
 
-    def begin(self, theta: Tensor, moments: Moments, learning_rate: float) -> None:
-        """Start from these values."""
+    def begin(self, theta: Tensor, moments: Moments, learning_rate: float, trained: Sequence[bool] | None = None) -> None:
+        """Start from these values.
+
+        Args:
+            theta: [d].
+            moments: the optimiser's state; empty for a first step.
+            learning_rate: of every step until the next `begin`.
+            trained: for each parameter tensor, whether it moves; all by default.
+        """
         self._theta.copy_(theta)
         self._optimizer.load(moments, learning_rate)
+        for parameter, moves in zip(self._parameters, trained or [True] * len(self._parameters), strict=True):
+            parameter.requires_grad_(moves)
+        self._frozen = [(p, p.detach().clone()) for p in self._parameters if not p.requires_grad]
 
     def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None, max_grad_norm: float) -> Tensor:
         """One step downhill, the gradient's Euclidean norm clipped; returns that norm before clipping, a scalar.
@@ -68,11 +82,15 @@ class Descent:
             gradients: of the loss with respect to `outputs`; None for a loss.
             max_grad_norm: the gradient is scaled down to this.
         """
-        pieces = torch.autograd.grad(outputs, self._parameters, gradients, allow_unused=True, materialize_grads=True)
-        torch.cat([piece.reshape(-1) for piece in pieces], out=self._gradient)
+        moving = [parameter for parameter in self._parameters if parameter.requires_grad]
+        pieces = iter(torch.autograd.grad(outputs, moving, gradients, allow_unused=True, materialize_grads=True))
+        flat = [next(pieces) if p.requires_grad else torch.zeros_like(p) for p in self._parameters]
+        torch.cat([piece.reshape(-1) for piece in flat], out=self._gradient)
         norm = torch.linalg.vector_norm(self._gradient)
         self._gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
         self._optimizer.step()
+        for parameter, value in self._frozen:  # momentum and weight decay move them even with a gradient of 0
+            parameter.data.copy_(value)
         return norm
 
     def theta(self) -> Tensor:

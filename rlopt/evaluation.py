@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from rlopt.agents.base import Agent
+from rlopt.arguments import check_number
 from rlopt.device import threads_for
 from rlopt.envs.base import Environments
 from rlopt.envs.facade import as_vec_env
+from rlopt.envs.vector import make_envs
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,13 @@ class Evaluation:
         return float(np.mean(self.lengths))
 
 
-def evaluate(
-    agent: Agent, envs: Environments, num_episodes: int, deterministic: bool = True, seed: int | None = None
-) -> Evaluation:
+def evaluate(agent: Agent, env: Any, num_episodes: int, deterministic: bool = True, seed: int | None = None) -> Evaluation:
     """`num_episodes` whole episodes, with the agent's normalisation as it is and raw returns.
 
     Args:
         agent: predicts with a generator of its own, so that its training goes on as if nothing had happened.
-        envs: used from a reset on; not the training environments.
+        env: whatever `make_envs` takes; used from a reset on, so not the training environments. The statistics of a
+            `VecNormalize` stay as they are.
         num_episodes: shared out among the environments beforehand, so that short episodes are not favoured.
         deterministic: take the most likely actions.
         seed: of the environments; None leaves them as they are.
@@ -52,11 +57,13 @@ def evaluate(
     Raises:
         ValueError: the environments' spaces are not the agent's.
     """
+    check_number("num_episodes", num_episodes, positive=True, whole=True)
+    envs = make_envs(env)
     check_spaces(agent, envs)
     vec_env = as_vec_env(envs)
     if seed is not None:
         vec_env.seed(seed)
-    with threads_for(agent.state.theta):
+    with threads_for(agent.state.theta), frozen(unwrap_vec_normalize(vec_env)):
         returns, lengths = evaluate_policy(
             agent,
             vec_env,
@@ -66,6 +73,20 @@ def evaluate(
             warn=False,
         )
     return Evaluation(tuple(map(float, returns)), tuple(map(int, lengths)))  # type: ignore[arg-type]
+
+
+@contextmanager
+def frozen(normalizer: VecNormalize | None) -> Iterator[None]:
+    """A user's `VecNormalize` neither counts nor scales rewards while this lasts."""
+    if normalizer is None:
+        yield
+        return
+    before = normalizer.training, normalizer.norm_reward
+    normalizer.training = normalizer.norm_reward = False
+    try:
+        yield
+    finally:
+        normalizer.training, normalizer.norm_reward = before
 
 
 def check_spaces(agent: Agent, envs: Environments) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
 
 from rlopt.arguments import check_choice, did_you_mean
+from rlopt.envs.base import Environments
+from rlopt.envs.vector import can_be_copied, make_env
 
 Preset = dict[str, Any]
 
@@ -172,7 +176,7 @@ def preset_values(algorithm: str, preset: str, env: Any) -> Preset:
     check_choice("preset", preset, PRESETS)
     base = dict(SB3.get(algorithm, {}))
     if preset == "tuned":
-        return base | TUNED.get(algorithm, {}).get(env_id(env), {})
+        return base | TUNED.get(algorithm, {}).get(task_of(env)[0], {})
     if preset == "cleanrl":
         return dict(CLEANRL[cleanrl_kind(env)])
     return base
@@ -189,6 +193,7 @@ def diff(first: Preset, second: Preset) -> dict[str, tuple[Any, Any]]:
 def with_preset(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor with a `preset` argument that fills in whatever was not given explicitly."""
     signature = inspect.signature(init)
+    algorithm = init.__qualname__.split(".")[0].lower()
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -196,33 +201,49 @@ def with_preset(init: Callable[..., None]) -> Callable[..., None]:
             near = did_you_mean(unknown[0], signature.parameters)
             raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}{near}")
         bound = signature.bind(self, *args, **kwargs)
-        preset = bound.arguments.get("preset")
-        if preset is not None:
-            values = preset_values(type(self).__name__.lower(), preset, bound.arguments.get("env"))
-            for name, value in values.items():
-                if name in signature.parameters:
-                    bound.arguments.setdefault(name, value)
+        preset, env = bound.arguments.get("preset"), bound.arguments.get("env")
+        values = preset_values(algorithm, preset, env) if preset is not None else {}
+        if not can_be_copied(env):
+            values.pop("n_envs", None)  # the environment brings its own number
+        for name, value in values.items():
+            bound.arguments.setdefault(name, value)
         init(*bound.args, **bound.kwargs)
 
     return wrapped
 
 
-def env_id(env: Any) -> str:
-    """The id of an environment, or "" if it has none."""
+def task_of(env: Any) -> tuple[str, gym.Space | None]:
+    """The id of an environment, "" if it has none, and its action space, None if there is no environment."""
     if isinstance(env, str):
-        return env
-    spec = getattr(env, "spec", None)
-    return spec.id if spec is not None else ""
+        return env, None
+    if isinstance(env, list | tuple) and env:
+        env = env[0]
+    if can_be_copied(env):
+        env = env()
+        env.close()
+    if isinstance(env, VecEnv):
+        with contextlib.suppress(AttributeError, NotImplementedError):  # wrappers may hide single environments
+            return task_of_spec(env.get_attr("spec", [0])[0]), env.action_space
+    space = getattr(env, "single_action_space", getattr(env, "action_space", None))
+    if isinstance(env, Environments):
+        return env.name, env.decoder.raw_space
+    return task_of_spec(getattr(env, "spec", None)), space
+
+
+def task_of_spec(spec: Any) -> str:
+    """The id in an environment's specification, if it has one."""
+    return getattr(spec, "id", None) or ""
 
 
 def cleanrl_kind(env: Any) -> str:
     """Which of CleanRL's scripts an environment belongs to: "discrete", "continuous" or "atari"."""
-    name = env_id(env)
+    name, space = task_of(env)
     if name.startswith("ALE/") or "NoFrameskip" in name:
         return "atari"
-    space = getattr(env, "single_action_space", getattr(env, "action_space", None))
-    if space is None and name:
-        probe = gym.make(name)
+    if space is None:
+        if not name:
+            raise ValueError("preset: 'cleanrl' depends on the environment's actions, and there is no environment")
+        probe = make_env(name)
         space = probe.action_space
         probe.close()
     return "continuous" if isinstance(space, gym.spaces.Box) else "discrete"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -96,19 +97,10 @@ def export_sb3(agent: Agent, path: Any) -> Path:
         raise ValueError("export_sb3: SB3 has no squashed Gaussian without gSDE")
     if not _readable(agent.observation_space, agent.encoder.space):
         raise ValueError(f"export_sb3: SB3 cannot read observations of {agent.observation_space}")
-    venv = DummyVecEnv([lambda: _Spaces(agent.encoder.space, agent.action_space)])
-    model = stable_baselines3.PPO(
-        type(agent.policy),
-        venv,
-        learning_rate=_sb3_schedule("learning_rate", as_schedule("learning_rate", agent.learning_rate)),
-        clip_range=_sb3_schedule("clip_range", as_schedule("clip_range", agent.clip_range)),
-        clip_range_vf=None
-        if agent.clip_range_vf is None
-        else _sb3_schedule("clip_range_vf", as_schedule("clip_range_vf", agent.clip_range_vf)),
-        policy_kwargs=agent.policy_kwargs,
-        device="cpu",
-        **{name: getattr(agent, name) for name in SCALARS if name != "seed"},  # which would seed everybody's generators
-    )
+    venv = DummyVecEnv([lambda: _Spaces(agent.encoder.space, agent.action_space)] * agent.n_envs)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # SB3's advice on batch sizes is not for this agent's user
+        model = _sb3_model(agent, venv)
     model.seed = agent.seed
     model.policy.load_state_dict({key: value.cpu() for key, value in agent.policy.state_dict().items()})
     model.num_timesteps = agent.num_timesteps
@@ -118,6 +110,21 @@ def export_sb3(agent: Agent, path: Any) -> Path:
     if agent.observation_normalizer is not None or agent.reward_normalizer is not None:
         _vec_normalize(agent, venv).save(str(target.with_name(f"{target.stem}_vecnormalize.pkl")))
     return target
+
+
+def _sb3_model(agent: PPO, venv: DummyVecEnv) -> stable_baselines3.PPO:
+    """SB3's own agent with the same arguments, untrained."""
+    value_clip = agent.clip_range_vf
+    return stable_baselines3.PPO(
+        type(agent.policy),
+        venv,
+        learning_rate=_sb3_schedule("learning_rate", agent.lr_schedule),
+        clip_range=_sb3_schedule("clip_range", as_schedule("clip_range", agent.clip_range)),
+        clip_range_vf=None if value_clip is None else _sb3_schedule("clip_range_vf", as_schedule("clip_range_vf", value_clip)),
+        policy_kwargs=agent.policy_kwargs,
+        device="cpu",
+        **{name: getattr(agent, name) for name in SCALARS if name != "seed"},  # which would seed everybody's generators
+    )
 
 
 class _Spaces(gym.Env[Any, Any]):
@@ -132,6 +139,8 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with zipfile.ZipFile(source) as archive:
             if not {"data", "policy.pth"} <= set(archive.namelist()):
                 raise ValueError(f"path: {source} is a zip, but not one of Stable-Baselines3")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError(f"path: {source} has compressed members; Stable-Baselines3 stores them as they are")
             data = json.loads(archive.read("data"))
             pickled = io.BytesIO(archive.read("policy.pth"))
     except (

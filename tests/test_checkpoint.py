@@ -4,9 +4,11 @@ import io
 import json
 import pickle
 import re
+import resource
 import zipfile
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import safetensors.torch
@@ -15,13 +17,15 @@ from gymnasium import spaces
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 import rlopt
-from rlopt import PPO, Linear
+from rlopt import PPO, Constant, Linear, archive
 from rlopt.agents import ALGORITHMS
-from rlopt.checkpoint import DOCUMENT, TENSORS, decode, decode_space, encode, encode_space
+from rlopt.archive import DOCUMENT, TENSORS
+from rlopt.plain_data import decode, decode_space, encode, encode_space
 from tests.small_envs import ACTION_SPACES, OBSERVATION_SPACES, Walk
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
@@ -295,7 +299,7 @@ def test_a_failing_write_leaves_the_old_file(saved, monkeypatch):
         file.write(b"half of it")
         raise OSError("disk full")
 
-    monkeypatch.setattr("rlopt.checkpoint._write_zip", broken)
+    monkeypatch.setattr("rlopt.archive._write_zip", broken)
     with pytest.raises(OSError, match="disk full"):
         agent_of(seed=3).save(saved)
     assert saved.read_bytes() == before
@@ -546,3 +550,101 @@ def test_parameters_of_a_compiled_policy_are_unwrapped():
     weights = {f"_orig_mod.{key}": value for key, value in other.get_parameters()["policy"].items()}
     agent.set_parameters({"policy": weights, "policy.optimizer": {}})
     assert torch.equal(agent.state.theta, other.state.theta)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observation_space": {"space": "Box", "shape": [200000, 20000], "dtype": "float32", "low": 0.0, "high": 1.0}},
+        {"observation_space": {"space": "Discrete", "n": 10**9, "start": 0}},
+        {"action_space": {"space": "Discrete", "n": 10**9, "start": 0}},
+        {"policy_kwargs": {"net_arch": [60000, 60000]}},
+        {"policy_kwargs": {"net_arch": {"pi": [64], "vf": [10**9]}}},
+    ],
+    ids=["huge box", "huge one-hot", "huge head", "huge net_arch", "huge tower"],
+)
+def test_a_small_file_that_describes_a_huge_agent_is_refused_before_anything_is_allocated(tmp_path, change):
+    agent = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu")
+    data = archive.read(file_of(agent, tmp_path / "small.zip")).data
+    if "policy_kwargs" in change:
+        data["hyperparameters"]["policy_kwargs"] = change["policy_kwargs"]
+    else:
+        data |= change
+    archive.write(tmp_path / "huge.zip", data, archive.read(tmp_path / "small.zip").tensors)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="path: the file"):
+        PPO.load(tmp_path / "huge.zip")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_file_cannot_put_uninitialised_memory_into_theta(tmp_path):
+    agent = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu")
+    path = file_of(agent, tmp_path / "agent.zip")
+    contents = archive.read(path)
+    contents.data["state"]["theta"] = agent.state.theta.numel()
+    archive.write(tmp_path / "other.zip", contents.data, contents.tensors)
+    assert torch.equal(PPO.load(tmp_path / "other.zip").state.theta, agent.state.theta)
+
+
+def test_a_vec_normalize_of_rewards_alone_is_saved_and_one_that_has_counted_keeps_its_own(tmp_path):
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), norm_obs=False, gamma=0.99)
+    agent = PPO("MlpPolicy", env, n_steps=16, batch_size=16, device="cpu").learn(32)
+    path = file_of(agent, tmp_path / "agent.zip")
+    fresh = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), norm_obs=False, gamma=0.99)
+    PPO.load(path, env=fresh)
+    assert fresh.ret_rms.var == env.ret_rms.var
+    used = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), norm_obs=False, gamma=0.99)
+    used.reset()
+    used.step(np.zeros(1, int))
+    used.step(np.zeros(1, int))
+    before = used.ret_rms.var
+    PPO.load(path, env=used)
+    assert used.ret_rms.var == before
+
+
+def test_schedules_of_sb3_are_saved_as_ours(tmp_path):
+    agent = PPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        learning_rate=LinearSchedule(1e-3, 0.0, 1.0),
+        clip_range=FloatSchedule(0.3),
+        n_steps=16,
+        batch_size=16,
+        device="cpu",
+    )
+    loaded = PPO.load(file_of(agent, tmp_path / "agent.zip"))
+    assert loaded.learning_rate == Linear(1e-3, 0.0, 1.0)
+    assert loaded.clip_range == Constant(0.3)
+
+
+def test_an_environment_object_is_taken_whatever_the_number_of_environments_was(tmp_path):
+    path = file_of(PPO("MlpPolicy", "CartPole-v1", n_envs=4, n_steps=16, batch_size=16, device="cpu"), tmp_path / "agent.zip")
+    assert PPO.load(path, env=gym.make("CartPole-v1")).n_envs == 1
+    assert PPO.load(path, env="CartPole-v1").n_envs == 4
+
+
+def test_normalisation_may_be_left_out_or_added_at_load(tmp_path):
+    plain = PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, device="cpu")
+    agent = PPO(
+        "MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, normalize_rewards=True, normalize_observations=True, device="cpu"
+    ).learn(16)
+    without = PPO.load(file_of(agent, tmp_path / "a.zip"), env="Pendulum-v1", normalize_rewards=False)
+    assert without.collector.reward_normalizer is None
+    added = PPO.load(file_of(plain, tmp_path / "b.zip"), env="Pendulum-v1", normalize_observations=True)
+    assert added.observation_normalizer.moments[""].count < 1
+
+
+def test_a_subclass_keeps_its_hyperparameters(tmp_path):
+    class MyPPO(PPO):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    agent = MyPPO("MlpPolicy", "CartPole-v1", gamma=0.5, n_steps=16, batch_size=16, device="cpu")
+    loaded = MyPPO.load(file_of(agent, tmp_path / "agent.zip"))
+    assert (loaded.gamma, loaded.n_steps) == (0.5, 16)
+
+
+def file_of(agent, path):
+    """`path`, with the agent in it."""
+    agent.save(path)
+    return path

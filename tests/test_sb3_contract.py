@@ -147,8 +147,8 @@ def script(library, folder, actions="discrete", n_envs=2):
 def test_one_script_does_the_same_with_both_libraries(tmp_path, actions):
     mine, theirs = (script(library, tmp_path / name, actions) for library, name in ((PPO, "rlopt"), (SB3PPO, "sb3")))
     assert mine.calls == theirs.calls
-    # values and log_probs are computed when they are read; the others are of SB3's loop over truncated environments
-    inner = {"values", "log_probs", "idx", "done", "terminal_obs", "terminal_value"}
+    # obs_tensor, values and log_probs are computed when they are read; the others are of SB3's loop over truncated environments
+    inner = {"obs_tensor", "values", "log_probs", "idx", "done", "terminal_obs", "terminal_value"}
     assert theirs.locals_seen - mine.locals_seen <= inner
     assert theirs.first_locals - mine.first_locals <= {"self", "__class__"}
     assert mine.shapes == theirs.shapes

@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import configure_logger, is_vectorized_obser
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from rlopt import checkpoint
+from rlopt import archive, checkpoint
 from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback, listening
 from rlopt.arguments import check_number
 from rlopt.collector import CollectionStopped, Collector
@@ -30,7 +30,7 @@ from rlopt.envs.base import Environments, episode_seed, fresh_seed
 from rlopt.envs.facade import as_vec_env
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
-from rlopt.envs.vector import Backend, make_envs
+from rlopt.envs.vector import Backend, can_be_copied, make_envs
 from rlopt.logging import add_first_page
 from rlopt.policies import POLICY_ALIASES, ActorCritic, Functional, bind_parameters, draw_noise, make_policy
 from rlopt.rollout import Observations
@@ -87,6 +87,7 @@ class Agent(ABC):
         normalize_rewards: bool,
         clip_observations: float,
         clip_rewards: float,
+        carry_reward_returns: bool,
     ) -> None:
         """Store what all agents have and, if there is an environment, build everything."""
         self.policy_class: Any = policy
@@ -101,6 +102,7 @@ class Agent(ABC):
         self.n_envs, self.backend = n_envs, backend
         self.normalize_observations, self.normalize_rewards = normalize_observations, normalize_rewards
         self.clip_observations, self.clip_rewards = clip_observations, clip_rewards
+        self.carry_reward_returns = carry_reward_returns
         self.env: VecEnv | None = None
         self.environments: Environments | None = None
         self.collector: Collector | None = None
@@ -135,7 +137,7 @@ class Agent(ABC):
         """Train in these environments from now on."""
         num_timesteps = self.num_timesteps
         self.environments = environments
-        self.env = as_vec_env(environments)
+        self.env = as_vec_env(environments, self._forget_observations)
         self.n_envs = environments.num_envs
         self.statistics.monitored = environments.monitored
         self.statistics.begin(self.n_envs)
@@ -162,8 +164,13 @@ class Agent(ABC):
                 f"env: VecNormalize discounts with gamma={vec_normalize.gamma}, the agent with gamma={self.gamma}", stacklevel=3
             )
 
+    def _forget_observations(self) -> None:
+        """Somebody else stepped the training environments: the next `learn` begins new episodes."""
+        if self.collector is not None:
+            self.collector.observations = None
+
     def _make_reward_normalizer(self, num_envs: int) -> RewardNormalizer:
-        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, getattr(self, "carry_reward_returns", False))
+        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, self.carry_reward_returns)
 
     def _adopt(self, state: Any) -> None:
         """Make `state` the agent's, the policy's parameters views of its θ."""
@@ -211,6 +218,8 @@ class Agent(ABC):
         if self.collector is None:
             raise ValueError("env: the agent has no environment; call set_env(env) first")
         check_number("total_timesteps", total_timesteps)
+        if log_interval is not None:
+            check_number("log_interval", log_interval, positive=True, whole=True)
         tb_log_name = tb_log_name or type(self).__name__
         collector, called = self.collector, as_callback(callback, progress_bar)
         self._begin_learning(int(total_timesteps), reset_num_timesteps, tb_log_name)
@@ -265,6 +274,8 @@ class Agent(ABC):
         self._num_timesteps_at_start = self.num_timesteps
         if reset_num_timesteps or self.collector.observations is None:
             self.collector.reset()
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.gamma = self.gamma
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         add_first_page(self.logger)
@@ -375,7 +386,10 @@ class Agent(ABC):
         Raises:
             ValueError: spaces that differ from the agent's.
         """
-        environments = make_envs(env, self.n_envs, self.backend, self.seed)
+        copied = can_be_copied(env)  # an environment object brings its own number
+        environments = make_envs(env, self.n_envs if copied else 1, self.backend if copied else "auto", self.seed)
+        if not hasattr(self, "policy"):
+            self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
         for field, mine, theirs in (
             ("observation space", self.observation_space, environments.encoder.raw_space),
             ("action space", self.action_space, environments.decoder.raw_space),
@@ -450,7 +464,7 @@ class Agent(ABC):
         """
         del device
         source = load_path_or_dict
-        given = source if isinstance(source, dict) else checkpoint.read(source).parameters()
+        given = source if isinstance(source, dict) else archive.read(source).parameters()
         known = {"policy", "policy.optimizer"}
         if unknown := given.keys() - known:
             raise ValueError(f"load_path_or_dict: expected the keys {sorted(known)}, got also {sorted(unknown)}")
@@ -468,7 +482,12 @@ class Agent(ABC):
     def hyperparameters(self) -> dict[str, Any]:
         """Every argument of the constructor but the policy, the environment and what belongs to this machine."""
         left_out = {"self", "policy", "env", "preset", "_init_setup_model"}
-        names = [name for name in inspect.signature(type(self)).parameters if name not in left_out]
+        names: dict[str, None] = {}
+        for cls in type(self).__mro__:  # a subclass that passes **kwargs on has its parent's arguments too
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
+            names |= dict.fromkeys(name for name in parameters if name not in left_out)
+            if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                break
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
@@ -512,10 +531,10 @@ class Agent(ABC):
             ValueError: not such a file, a damaged one, one of another algorithm, other spaces, an unknown argument.
         """
         del force_reset
-        archive = checkpoint.read(path)
+        contents = archive.read(path)
         if print_system_info:
-            print("\n".join(f"{name}: {version}" for name, version in archive.data["versions"].items()))
-        return checkpoint.restore(cls, archive, env, device, custom_objects or {}, kwargs)
+            print("\n".join(f"{name}: {version}" for name, version in contents.data["versions"].items()))
+        return checkpoint.restore(cls, contents, env, device, custom_objects or {}, kwargs)
 
     # ------------------------------------------------------------------ attributes that SB3 scripts read
 

@@ -15,6 +15,9 @@ from rlopt.statistics import EpisodeRecord
 if TYPE_CHECKING:
     from rlopt.agents.base import Agent
 
+# Entries of `StepLocals` that are computed when they are read.
+DEFERRED = ("obs_tensor", "values", "log_probs")
+
 CallbackLike = None | BaseCallback | Sequence[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool]
 
 
@@ -67,27 +70,19 @@ def listening(callback: BaseCallback | None, collector: Collector, local: StepLo
 
 
 class StepLocals(dict[str, Any]):
-    """SB3's local variables of a rollout. Values and log-probabilities are computed only if a callback reads them."""
+    """SB3's local variables of a rollout. What costs something is computed only if a callback reads it."""
 
     def __init__(self, agent: Agent, entries: dict[str, Any]):
         super().__init__(entries)
         self._agent = agent
-
-    def __missing__(self, key: str) -> Any:
-        if key not in ("values", "log_probs") or "obs_tensor" not in self:
-            raise KeyError(key)
-        with torch.no_grad():
-            distribution, values = self._agent.actor_critic(self["obs_tensor"])
-            log_probs = distribution.log_prob(torch.as_tensor(self["actions"]))
-        self["values"], self["log_probs"] = values.unsqueeze(-1), log_probs
-        return self[key]
+        self._event: StepEvent | None = None
 
     def show(self, event: StepEvent, n_steps: int) -> dict[str, Any]:
         """Make this dictionary that of one step; returns the new entries."""
-        self.pop("values", None)
-        self.pop("log_probs", None)
+        self._event = event
+        for key in DEFERRED:
+            self.pop(key, None)
         return {
-            "obs_tensor": self._agent.as_tensors(event.observations),
             "actions": event.actions,
             "clipped_actions": event.env_actions,
             "new_obs": event.new_observations,
@@ -96,6 +91,26 @@ class StepLocals(dict[str, Any]):
             "infos": StepInfos(event, self._agent.statistics.ending(event.step.rewards, event.dones)),
             "n_steps": n_steps,
         }
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (key in DEFERRED and self._event is not None)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        try:
+            return self[key]  # dict.get would not ask `__missing__`
+        except KeyError:
+            return default
+
+    def __missing__(self, key: str) -> Any:
+        if key not in DEFERRED or self._event is None:
+            raise KeyError(key)
+        agent = self._agent
+        with torch.no_grad():
+            observations = agent.as_tensors(self._event.observations)
+            distribution, values = agent.actor_critic(observations)
+            log_probs = distribution.log_prob(torch.as_tensor(self._event.actions, device=agent.device))
+        self.update(obs_tensor=observations, values=values.unsqueeze(-1), log_probs=log_probs)
+        return self[key]
 
 
 class StepInfos(Sequence[dict[str, Any]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +33,9 @@ from rlopt.presets import with_preset
 from rlopt.rollout import Observations, Rollout, map_observations
 from rlopt.schedules import ScheduleLike, as_schedule
 
+# Minibatches copied together: few enough that images fit into memory twice, enough that small rows cost little.
+GATHERED = 32
+
 
 class PPOState(NamedTuple):
     """All that PPO carries from one iteration to the next."""
@@ -51,7 +55,8 @@ class Batch(NamedTuple):
     values: Tensor  # [S'], of the critic that the rollout began with
     targets: Tensor  # [S'], advantages + values
 
-    def rows(self, index: Tensor) -> Batch:
+    def rows(self, index: Tensor | slice) -> Batch:
+        """These rows; a view for a slice."""
         return Batch(map_observations(lambda x: x[index], self.observations), *(x[index] for x in self[1:]))
 
 
@@ -62,7 +67,7 @@ class PPO(Agent):
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's `ActorCriticPolicy`.
-        env: whatever `make_envs` takes, or None when only predicting.
+        env: whatever `make_envs` takes, or None: `set_env` builds the networks then.
         learning_rate: number, schedule, or text such as "linear:3e-4".
         n_steps: environment steps per environment and rollout.
         batch_size: rows of a minibatch; the last one of an epoch may be smaller.
@@ -163,7 +168,6 @@ class PPO(Agent):
         self.value_clip = value_clip
         self.bootstrap_truncation = bootstrap_truncation
         self.schedule_from = schedule_from
-        self.carry_reward_returns = carry_reward_returns
         self._check_arguments()
         self._setup(
             policy,
@@ -180,6 +184,7 @@ class PPO(Agent):
             normalize_rewards=normalize_rewards,
             clip_observations=clip_observations,
             clip_rewards=clip_rewards,
+            carry_reward_returns=carry_reward_returns,
         )
         if self.collector is not None:
             self._check_batches(self.n_envs)
@@ -194,7 +199,7 @@ class PPO(Agent):
         if self.schedule_from == "rollout_end":
             progress = self._current_progress_remaining
         batch = self.advantages(state.theta, rollout)
-        return self.update(state, batch, progress)
+        return self.update(state, batch, progress) if len(batch.advantages) else (state, {})
 
     def advantages(self, theta: Tensor, rollout: Rollout) -> Batch:
         """The rollout's valid rows with advantages and value targets under the critic of θ."""
@@ -222,14 +227,14 @@ class PPO(Agent):
         learning_rate = self.lr_schedule(progress)
         clip_range = as_schedule("clip_range", self.clip_range)(progress)
         clip_range_vf = None if self.clip_range_vf is None else as_schedule("clip_range_vf", self.clip_range_vf)(progress)
-        self.descent.begin(state.theta, state.moments, learning_rate)
+        self.descent.begin(state.theta, state.moments, learning_rate, [p.requires_grad for p in self.policy.parameters()])
         log = _UpdateLog()
         num_epochs = 0
         for epoch in range(self.n_epochs):
             num_epochs += 1
             size = len(batch.advantages)
             order = torch.randperm(size, generator=self.generators["minibatches"]) if orders is None else orders[epoch]
-            if not self._epoch(batch.rows(order.to(batch.advantages.device)), clip_range, clip_range_vf, log):
+            if not self._epoch(batch, order.to(batch.advantages.device), clip_range, clip_range_vf, log):
                 break
         metrics: dict[str, Any] = {
             **self._metrics(log, clip_range, clip_range_vf),
@@ -249,10 +254,9 @@ class PPO(Agent):
         """The optimiser and its private copy of the networks."""
         return Descent(self.functional, self.policy.optimizer_class, self.policy.optimizer_kwargs)
 
-    def _epoch(self, shuffled: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
-        """One pass in minibatches; False if the KL target was passed."""
-        for start in range(0, len(shuffled.advantages), self.batch_size):
-            part = shuffled.rows(slice(start, start + self.batch_size))  # type: ignore[arg-type]
+    def _epoch(self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
+        """One pass in minibatches, in this order; False if the KL target was passed."""
+        for part in self._minibatches(batch, order):
             if self.normalize_advantage and len(part.advantages) > 1:
                 std, mean = torch.std_mean(part.advantages)
                 part = part._replace(advantages=(part.advantages - mean) / (std + 1e-8))
@@ -262,6 +266,13 @@ class PPO(Agent):
                 return False
             log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
+
+    def _minibatches(self, batch: Batch, order: Tensor) -> Iterator[Batch]:
+        """The batch in this order, cut up; the last minibatch may be smaller."""
+        for rows in order.split(GATHERED * int(self.batch_size)):
+            gathered = batch.rows(rows)
+            for start in range(0, len(rows), self.batch_size):
+                yield gathered.rows(slice(start, start + self.batch_size))
 
     def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
         """PPO's loss on a minibatch, as the paper has it."""

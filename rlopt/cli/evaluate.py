@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from rlopt import checkpoint
+from rlopt import archive
 from rlopt.agents import ALGORITHMS, Agent
 from rlopt.cli.configuration import YamlMapping
 from rlopt.cli.environments import EVALUATION_SEED, evaluation_envs
@@ -126,6 +126,8 @@ def find_task(settings: EvaluationSettings) -> Task:
     env = settings.env or config.get("env")
     if env is None:
         raise ValueError(f"env: {path} is not in a run folder; name the environment with --env")
+    if settings.env is None and ":" in str(env):
+        raise ValueError(f"env: the run's {env} names a module to import; if you trust it, say so with --env {env}")
     same = env == config.get("env")
     backend: Backend = "envpool" if same and config.get("backend") == "envpool" else "sync"
     return Task(file, str(env), backend, settings.env_kwargs or (dict(config.get("env_kwargs") or {}) if same else {}))
@@ -138,7 +140,7 @@ def load_agent(file: Path, device: str) -> Agent:
         ValueError: no such file, not an agent of this library, or a damaged file.
     """
     try:
-        name = checkpoint.read(file).data["algorithm"]
+        name = archive.read(file).data["algorithm"]
     except (ValueError, OSError) as error:
         raise ValueError(f"run: {str(error).removeprefix('path: ')}") from error
     classes = {cls.__name__: cls for cls in ALGORITHMS.values()}

@@ -117,6 +117,8 @@ def parse_settings(argv: list[str], program: str = "rlopt-train") -> Settings:
     run_types = {name: kind for name, kind in get_type_hints(RunSettings, include_extras=True).items() if name != "config"}
     types = run_types | hyperparameter_types(algorithm, set(run_types))
     config = checked_config(config, types, flags.get("config", ""))
+    if "env" not in flags and ":" in str(config.get("env", "")):
+        raise ValueError(f"env: {flags['config']} names a module to import; if you trust it, say so with --env {config['env']}")
     if chosen["backend"] != "envpool":  # which has ids of its own
         find_spec(chosen["env"])
     defaults = preset_values(chosen["algo"], chosen["preset"], chosen["env"])
@@ -173,9 +175,6 @@ def _check_ranges(run: RunSettings) -> None:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")
     if not 0 <= run.seed < 2**31:
         raise ValueError(f"seed: expected a whole number from 0 to 2147483647, got {run.seed}")
-    try:
-        usable_device(run.device)
-    except RuntimeError:
-        raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or another device of torch, got {run.device!r}") from None
+    usable_device(run.device)
     if run.run_name is not None and (not run.run_name or Path(run.run_name).name != run.run_name):
         raise ValueError(f"run_name: expected the name of a folder without separators, got {run.run_name!r}")

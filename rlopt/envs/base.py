@@ -46,12 +46,10 @@ class Environments(ABC):
         encoder, decoder: between the environments' spaces and the policy's.
         resets_on_next_step: True if a finished environment is reset by the next `step`, whose row does not count.
         monitored: True if SB3's `Monitor` reports real episodes in `info["episode"]`.
-        seeds_every_episode: True if any episode can be replayed from (run seed, environment, episode number).
         name: for messages.
     """
 
     resets_on_next_step = False
-    seeds_every_episode = False
     monitored = False
     _reuse_warned = False
 
@@ -72,6 +70,14 @@ class Environments(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the environments hold. Safe to call twice."""
+
+    def episode_counters(self) -> dict[str, Any] | None:
+        """The run seed and how many episodes each environment has begun, where every episode has a seed of its own."""
+        return None
+
+    def restore_episodes(self, counters: dict[str, Any]) -> bool:
+        """Go on after these episodes, if the counters are of as many environments; whether that was possible."""
+        return False
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         """An attribute of single environments, looked up through their wrappers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.spaces import Array
 
 
-def as_vec_env(envs: Environments) -> VecEnv:
-    """The SB3 `VecEnv` that the environments are, or a façade over them."""
-    return envs.env if isinstance(envs, SB3Environments) else VecEnvFacade(envs)
+def as_vec_env(envs: Environments, on_use: Callable[[], None] | None = None) -> VecEnv:
+    """The SB3 `VecEnv` that the environments are, or a façade over them, which calls `on_use` when it is stepped."""
+    return envs.env if isinstance(envs, SB3Environments) else VecEnvFacade(envs, on_use)
 
 
 class VecEnvFacade(DummyVecEnv):
@@ -27,7 +27,8 @@ class VecEnvFacade(DummyVecEnv):
     ended episode is followed by one row that resets: reward 0, not done, not counted in the episode's statistics.
     """
 
-    def __init__(self, envs: Environments):
+    def __init__(self, envs: Environments, on_use: Callable[[], None] | None = None):
+        self._on_use = on_use
         self.environments = envs
         self.envs = getattr(envs, "envs", [])
         VecEnv.__init__(self, envs.num_envs, envs.encoder.raw_space, envs.decoder.raw_space)
@@ -41,6 +42,8 @@ class VecEnvFacade(DummyVecEnv):
         return [self._seed_value] * self.num_envs
 
     def reset(self) -> Any:
+        if self._on_use is not None:
+            self._on_use()
         observations = self.environments.encoder.decode(self.environments.reset(self._seed_value))
         self._seed_value = None
         self._returns[:] = 0.0
@@ -50,6 +53,8 @@ class VecEnvFacade(DummyVecEnv):
 
     def step_async(self, actions: Array) -> None:
         self.actions = actions
+        if self._on_use is not None:
+            self._on_use()
 
     def step_wait(self) -> Any:
         step = self.environments.step(self.actions)

@@ -12,7 +12,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from rlopt.envs.base import EnvironmentFault, Environments, Info, Step
+from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, fresh_seed
 from rlopt.envs.spaces import Array, ArrayTree, concatenate
 from rlopt.envs.sync import EnvFactory, SyncEnvironments
 
@@ -27,8 +27,6 @@ class AsyncEnvironments(Environments):
         num_workers: processes; by default the number of cores, and no more than environments.
         name: for messages.
     """
-
-    seeds_every_episode = True
 
     def __init__(self, factories: Sequence[EnvFactory], num_workers: int | None = None, name: str = "environment"):
         num_workers = min(num_workers or os.cpu_count() or 1, len(factories))
@@ -52,8 +50,16 @@ class AsyncEnvironments(Environments):
             raise ValueError(f"env: the environments differ in their spaces: {spaces}")
         observation_space, action_space, self.monitored = spaces[0]
         super().__init__(len(factories), observation_space, action_space, name)
+        self.run_seed = 0
+        self.episodes = np.zeros(self.num_envs, np.int64)
 
     def reset(self, seed: int | None = None) -> ArrayTree:
+        if seed is None and not self.episodes.any():
+            seed = fresh_seed()  # one for all workers
+        if seed is not None:
+            self.run_seed = seed
+            self.episodes[:] = 0
+        self.episodes += 1
         parts = self._ask("reset", [(seed,)] * len(self._workers))
         observations = concatenate(parts)
         assert observations is not None
@@ -64,12 +70,14 @@ class AsyncEnvironments(Environments):
         observations = concatenate([part.observations for part in parts])
         assert observations is not None
         infos: list[Info] = [info for part in parts for info in part.infos]
+        final_rows = [offset + row for offset, part in zip(self._offsets, parts, strict=True) for row in part.final_rows]
+        self.episodes[final_rows] += 1
         return Step(
             observations,
             np.concatenate([part.rewards for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),
-            [offset + row for offset, part in zip(self._offsets, parts, strict=True) for row in part.final_rows],
+            final_rows,
             concatenate([part.final_observations for part in parts if part.final_observations is not None]),
             infos,
         )
@@ -77,6 +85,17 @@ class AsyncEnvironments(Environments):
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+    def episode_counters(self) -> dict[str, Any]:
+        return {"run_seed": self.run_seed, "episodes": self.episodes.tolist()}  # counted here: workers may be gone
+
+    def restore_episodes(self, counters: dict[str, Any]) -> bool:
+        if len(counters["episodes"]) != self.num_envs:
+            return False
+        self.run_seed, self.episodes[:] = int(counters["run_seed"]), counters["episodes"]
+        shares = np.split(self.episodes, self._bounds)
+        self._ask("restore_episodes", [({**counters, "episodes": share.tolist()},) for share in shares])
+        return True
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         return [self._one(index, "get_attr", name)[0] for index in indices]
@@ -92,9 +111,13 @@ class AsyncEnvironments(Environments):
         return [frame for part in self._ask("render", [()] * len(self._workers)) for frame in part]
 
     def _ask(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        for worker, args in zip(self._workers, arguments, strict=True):
-            worker.send(method, args)
-        return [worker.receive() for worker in self._workers]
+        try:
+            for worker, args in zip(self._workers, arguments, strict=True):
+                worker.send(method, args)
+            return [worker.receive() for worker in self._workers]
+        except BaseException:  # an interrupt as well: answers left in the pipes would be taken for those of the next call
+            self.close()
+            raise
 
     def _one(self, index: int, method: str, *args: Any) -> Any:
         worker, local = self._place[index]
@@ -107,6 +130,7 @@ class _Worker:
 
     def __init__(self, context: Any, factories: list[EnvFactory], first_index: int, name: str):
         self.first_index, self.name = first_index, name
+        self.answered = False
         self.pipe, theirs = context.Pipe()
         payload = cloudpickle.dumps(factories)
         self.process = context.Process(target=_serve, args=(theirs, payload, first_index, name), daemon=True)
@@ -122,6 +146,7 @@ class _Worker:
     def receive(self) -> Any:
         try:
             failure, result = self.pipe.recv()
+            self.answered = True
         except (EOFError, ConnectionResetError):
             self._died()
         if failure is not None:
@@ -141,8 +166,10 @@ class _Worker:
 
     def _died(self) -> None:
         self.process.join(timeout=1)
+        hint = "" if self.answered else "; does the script start its work under `if __name__ == '__main__':`?"
         raise EnvironmentFault(
-            f"{self.name}: the worker of environments {self.first_index} and up ended with exit code {self.process.exitcode}"
+            f"{self.name}: the worker of environments {self.first_index} and up ended with exit code "
+            f"{self.process.exitcode}{hint}"
         )
 
 

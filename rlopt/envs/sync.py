@@ -26,8 +26,6 @@ class SyncEnvironments(Environments):
         episodes: [N], how many episodes each has begun.
     """
 
-    seeds_every_episode = True
-
     def __init__(self, factories: Sequence[EnvFactory], first_index: int = 0, name: str = "environment"):
         self.envs = [factory() for factory in factories]
         check_same_spaces(self.envs)
@@ -76,6 +74,16 @@ class SyncEnvironments(Environments):
     def close(self) -> None:
         for env in self.envs:
             env.close()
+
+    def episode_counters(self) -> dict[str, Any]:
+        return {"run_seed": self.run_seed, "episodes": self.episodes.tolist()}
+
+    def restore_episodes(self, counters: dict[str, Any]) -> bool:
+        if len(counters["episodes"]) != self.num_envs:
+            return False
+        self.run_seed = int(counters["run_seed"])
+        self.episodes[:] = counters["episodes"]
+        return True
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         return [self.envs[index].get_wrapper_attr(name) for index in indices]

@@ -61,11 +61,16 @@ def make_envs(
         raise ValueError("env_kwargs: only an environment given by its id takes them")
     if isinstance(env, str):
         return _from_id(env, num_envs, backend, seed, env_kwargs or {})
-    if callable(env) and not isinstance(env, gym.Env | VectorEnv | VecEnv):
+    if can_be_copied(env):
         return _from_factories([env] * num_envs, backend)
     if isinstance(env, Sequence) and env and all(callable(item) for item in env):
         return _from_factories(list(env), backend)
     return _from_object(env, num_envs, backend)
+
+
+def can_be_copied(env: Any) -> bool:
+    """Whether `env` is an id or one callable, of which any number of environments can be made."""
+    return isinstance(env, str) or (callable(env) and not isinstance(env, gym.Env | VectorEnv | VecEnv))
 
 
 def _from_object(env: Any, num_envs: int, backend: Backend) -> Environments:

@@ -38,6 +38,9 @@ BYPASSED_METHODS = (
     "get_distribution",
     "predict_values",
     "_get_action_dist_from_latent",
+    "extract_features",
+    "predict",
+    "_predict",
 )
 
 ActionDistribution = Categorical | MultiCategorical | Bernoulli | DiagonalGaussian | SquashedGaussian

@@ -295,12 +295,32 @@ def test_detail_6_every_row_is_visited_once_an_epoch_in_a_new_order():
         agent = agent_of(n_epochs=3, batch_size=7)
     rollout = rollout_of(agent, 32)
     batch = agent.advantages(agent.state.theta, rollout)._replace(advantages=torch.arange(32.0))
-    epochs = []
-    agent._epoch = lambda shuffled, *others: epochs.append(shuffled.advantages.tolist()) or True
-    agent._metrics = lambda *args: {}
+    epochs, cut = [], agent._minibatches
+
+    def watched(*args):
+        parts = list(cut(*args))
+        epochs.append([part.advantages.tolist() for part in parts])
+        return parts
+
+    agent._minibatches = watched
     agent.update(agent.state, batch, 1.0)
-    assert [sorted(epoch) for epoch in epochs] == [list(range(32))] * 3
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert [[len(part) for part in epoch] for epoch in epochs] == [[7, 7, 7, 7, 4]] * 3
+    rows = [[row for part in epoch for row in part] for epoch in epochs]
+    assert [sorted(epoch) for epoch in rows] == [list(range(32))] * 3
+    assert rows[0] != rows[1] != rows[2] != rows[0]
+
+
+def test_rows_are_the_same_however_many_minibatches_are_gathered_at_once(monkeypatch):
+    agent = agent_of(n_epochs=1, batch_size=8)
+    batch = agent.advantages(agent.state.theta, rollout_of(agent, 32))
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    together = [part.targets.tolist() for part in agent._minibatches(batch, order)]
+    monkeypatch.setattr("rlopt.agents.ppo.GATHERED", 1)
+    assert (
+        together
+        == [part.targets.tolist() for part in agent._minibatches(batch, order)]
+        == batch.targets[order].view(4, 8).tolist()
+    )
 
 
 def test_detail_7_advantages_are_normalised_in_every_minibatch():

@@ -55,7 +55,7 @@ def test_attributes_and_faults_cross_the_processes() -> None:
             EnvironmentFault, match=r"(?s)environments 2 and up failed.*ZeroDivisionError: the simulator is unstable"
         ):
             envs.step(np.zeros(3, np.int64))
-        with pytest.raises(EnvironmentFault, match=r"environments 2 and up ended with exit code"):
+        with pytest.raises(EnvironmentFault, match=r"environments 0 and up ended with exit code"):
             envs.step(np.zeros(3, np.int64))
 
 
