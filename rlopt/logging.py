@@ -1,10 +1,20 @@
-"""What goes into TensorBoard beyond SB3's scalars: a first page, hyper-parameters, the configuration as text."""
+"""What goes into the logger each iteration, and into TensorBoard beyond SB3's scalars.
+
+That is a first page of charts, hyper-parameters with the final result, the configuration as text, an episode as pictures.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from torch import Tensor
+
+from rlopt.collector import Timers
+
+Metrics = Mapping[str, Tensor | float]
 
 # The charts one looks at first, on one page: title -> (kind, keys).
 LAYOUT: dict[str, dict[str, list[Any]]] = {
@@ -29,6 +39,24 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "seconds an iteration": ["Multiline", ["time/acting", "time/stepping", "time/updating"]],
     },
 }
+
+
+def record_iteration(logger: Logger, metrics: Metrics, timers: Timers, seconds: float) -> None:
+    """Hand an iteration's scalars and times to the logger, in one transfer from the device.
+
+    Args:
+        logger: SB3's.
+        metrics: by name without "train/".
+        timers: seconds spent acting and stepping.
+        seconds: of the whole iteration; what acting and stepping leave is updating.
+    """
+    tensors = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
+    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
+    for key, value in (dict(metrics) | dict(zip(tensors, numbers, strict=True))).items():
+        logger.record(f"train/{key}", value, exclude="tensorboard" if key == "n_updates" else None)
+    logger.record_mean("time/acting", timers.acting)
+    logger.record_mean("time/stepping", timers.stepping)
+    logger.record_mean("time/updating", seconds - timers.acting - timers.stepping)
 
 
 def tensorboard_writer(logger: Logger) -> Any | None:

@@ -6,7 +6,6 @@ import inspect
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,13 +30,11 @@ from rlopt.envs.facade import as_vec_env
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
 from rlopt.envs.vector import Backend, can_be_copied, make_envs
-from rlopt.logging import add_first_page
+from rlopt.logging import Metrics, add_configuration, add_first_page, record_iteration
 from rlopt.policies import POLICY_ALIASES, ActorCritic, Functional, bind_parameters, draw_noise, make_policy
 from rlopt.rollout import Observations
 from rlopt.schedules import Schedule, ScheduleLike, as_schedule
 from rlopt.statistics import EpisodeStatistics
-
-Metrics = Mapping[str, Tensor | float]
 
 
 class Agent(ABC):
@@ -254,7 +251,7 @@ class Agent(ABC):
                 self._adopt(state)
                 iteration += 1
                 local["iteration"] = iteration
-                self._record(metrics, time.perf_counter() - began)
+                record_iteration(self.logger, metrics, collector.timers, time.perf_counter() - began)
                 if log_interval is not None and iteration % log_interval == 0:
                     self.dump_logs(iteration)
         if called is not None:
@@ -278,6 +275,7 @@ class Agent(ABC):
             self.reward_normalizer.gamma = self.gamma
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+            add_configuration(self.logger, self.hyperparameters())
         add_first_page(self.logger)
 
     def _check_finite(self, state: Any) -> None:
@@ -286,20 +284,6 @@ class Agent(ABC):
                 f"{type(self).__name__}: the update after {self.num_timesteps} environment steps gave parameters that are "
                 "not finite; those before it are kept. Try a smaller learning_rate or normalize_rewards=True"
             )
-
-    def _record(self, metrics: Metrics, seconds: float) -> None:
-        """Hand an iteration's scalars to the logger, in one transfer from the device."""
-        assert self.collector is not None
-        tensors = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
-        values = dict(metrics) | dict(
-            zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True) if tensors else {}
-        )
-        for key, value in values.items():
-            self.logger.record(f"train/{key}", value, exclude="tensorboard" if key == "n_updates" else None)
-        timers = self.collector.timers
-        self.logger.record_mean("time/acting", timers.acting)
-        self.logger.record_mean("time/stepping", timers.stepping)
-        self.logger.record_mean("time/updating", seconds - timers.acting - timers.stepping)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the recorded values, with episode statistics and speed, at the current step count."""

@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from rlopt.agents.base import Agent, Metrics
+from rlopt.agents.base import Agent
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.descent import Descent, Moments
@@ -29,6 +29,7 @@ from rlopt.estimators import (
     pessimistic_value_loss_slope,
     value_loss,
 )
+from rlopt.logging import Metrics
 from rlopt.presets import with_preset
 from rlopt.rollout import Observations, Rollout, map_observations
 from rlopt.schedules import ScheduleLike, as_schedule

@@ -176,6 +176,7 @@ class _Worker:
 def _serve(pipe: Connection, payload: bytes, first_index: int, name: str) -> None:
     """The worker's loop: (method, args) in, (failure or None, result) out."""
     try:
+        # The payload comes from the parent process through its own pipe, never from a file.
         envs = SyncEnvironments(cloudpickle.loads(payload), first_index, name)
         pipe.send((None, (envs.encoder.raw_space, envs.decoder.raw_space, envs.monitored)))
         while True:
