@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -211,7 +213,15 @@ def _summary(run: Run, result: dict[str, Any]) -> str:
         "evaluation": f"{result['eval_mean_return']:.2f} ± {result['eval_std_return']:.2f} ({episodes} deterministic episodes)",
         "speed": f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s",
         "run folder": str(run.folder.path),
-        "look": f"tensorboard --logdir {folder}",
-        "play": f"rlopt-evaluate {folder} --video {shlex.quote(str(run.folder.path / 'video.mp4'))}",
+        "look": f"{_program('tensorboard')} --logdir {folder}",
+        "play": f"{_program('rlopt-evaluate')} {folder} --video {shlex.quote(str(run.folder.path / 'video.mp4'))}",
     }
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
+
+
+def _program(name: str) -> str:
+    """How to call a program of this Python environment from here, whether or not the environment is activated."""
+    if shutil.which(name) is not None:
+        return name
+    path = Path(sys.executable).with_name(name)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
