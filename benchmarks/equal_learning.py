@@ -12,7 +12,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ EVALUATION_EPISODES = 20
 
 
 def train(library: str, env_id: str, seed: int) -> dict[str, Any]:
-    """One run: evaluation returns at each fraction of the budget, and seconds of training."""
+    """One run: evaluation returns at each fraction of the budget."""
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -36,24 +35,17 @@ def train(library: str, env_id: str, seed: int) -> dict[str, Any]:
     agent, evaluate = (sb3_agent if library == "sb3" else rlopt_agent)(env_id, seed)
 
     class Evaluate(BaseCallback):
-        """After the update that passes a fraction of the budget; time spent here is not counted."""
-
-        seconds = 0.0
+        """After the update that passes a fraction of the budget."""
 
         def _on_step(self) -> bool:
             return True
 
         def _on_rollout_start(self) -> None:
-            began = time.perf_counter()
             for fraction in FRACTIONS:
                 if fraction not in scores and self.model.num_timesteps >= fraction * budget:
                     scores[fraction] = evaluate()
-            self.seconds += time.perf_counter() - began
 
-    callback = Evaluate()
-    began = time.perf_counter()
-    agent.learn(budget, callback=callback)
-    seconds = time.perf_counter() - began - callback.seconds
+    agent.learn(budget, callback=Evaluate())
     for fraction in FRACTIONS:
         scores.setdefault(fraction, None)
     scores = {f: evaluate() if s is None else s for f, s in scores.items()}
@@ -64,7 +56,6 @@ def train(library: str, env_id: str, seed: int) -> dict[str, Any]:
         "budget": budget,
         "env_steps": agent.num_timesteps,
         "scores": {str(f): s for f, s in scores.items()},
-        "seconds": round(seconds, 1),
     }
 
 
