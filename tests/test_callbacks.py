@@ -138,8 +138,11 @@ def test_log_every_n_timesteps(agent):
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")
 def test_progress_bar_callback(agent, capsys):
-    agent.learn(32, ProgressBarCallback())
+    bar = ProgressBarCallback()
+    agent.learn(32, bar)
+    assert bar.pbar.n >= agent.num_timesteps >= 32
     agent.learn(32, progress_bar=True)
+    assert agent.num_timesteps >= 32
 
 
 def test_a_function_a_list_and_a_callback_list(agent):
@@ -227,10 +230,11 @@ def test_tensorboard_holds_the_scalars_on_one_axis(tmp_path):
     assert [event.step for event in events.Scalars("train/loss")] == [16, 32, 48]
 
 
-def test_no_table_key_is_cut_to_the_same_text():
+def test_no_table_key_is_cut_to_the_same_text(capsys):
     """SB3's tables raise where two keys are equal after 36 characters."""
     agent = small(verbose=1, clip_range_vf=0.2)
     agent.learn(32)
+    assert "policy_gradient_loss" in capsys.readouterr().out
 
 
 def test_callbacks_keep_their_parents():
