@@ -1,0 +1,104 @@
+"""Vector environments whose episodes end at a horizon, and one copy of them as a single environment."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from rlopt.envs.spaces import Array
+
+
+class FiniteHorizonVectorEnv(VectorEnv):
+    """N copies of one Markov process, stepped together; an episode is truncated after `horizon` steps.
+
+    A subclass says how states begin and move. Episodes that ended are begun anew by `reset(options={"reset_mask": …})`;
+    the observation of an ended episode is its last state. Terminated wins over truncated.
+
+    Attributes:
+        states: [N, *state], the current states; observations are made from them.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012
+
+    def __init__(self, num_envs: int, horizon: int, observation_space: spaces.Space, action_space: spaces.Space):
+        self.num_envs, self.horizon = num_envs, horizon
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.steps = np.zeros(num_envs, np.int64)
+        self.ended = np.ones(num_envs, bool)
+        self.states: Array | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """New episodes in all environments, or where `options["reset_mask"]` [N] is True."""
+        super().reset(seed=seed)
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask: expected ({self.num_envs},) booleans, got {mask.dtype} {mask.shape}")
+        if self.states is None and not mask.all():
+            raise ValueError("reset_mask: the first reset begins all episodes")
+        first = self._first_states(int(mask.sum()))
+        self.states = first if self.states is None else self.states.copy()
+        self.states[mask] = first
+        self.steps[mask], self.ended[mask] = 0, False
+        return self._observations(self.states), {}
+
+    def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """One step of every environment.
+
+        Raises:
+            gymnasium.error.ResetNeeded: an episode has ended and was not begun anew.
+        """
+        if self.states is None or self.ended.any():
+            raise gym.error.ResetNeeded("reset the environments whose episodes ended before stepping them on")
+        self.states, rewards, terminated = self._advance(self.states, np.asarray(actions))
+        self.steps += 1
+        truncated = (self.steps >= self.horizon) & ~terminated
+        self.ended = terminated | truncated
+        return self._observations(self.states), rewards, terminated, truncated, {}
+
+    @abstractmethod
+    def _first_states(self, num: int) -> Array:
+        """`num` states in which episodes begin, [num, *state]."""
+
+    @abstractmethod
+    def _advance(self, states: Array, actions: Array) -> tuple[Array, Array, Array]:
+        """s_{t+1} [N, *state], r_t [N] or [N, K], and whether s_{t+1} is terminal [N]; writes into no argument."""
+
+    @abstractmethod
+    def _observations(self, states: Array) -> Array:
+        """What is seen of the states, [N, *obs], in memory of its own."""
+
+
+class SingleCopy(gym.Env[Any, Any]):
+    """A vector environment of one copy as a `gymnasium.Env`.
+
+    Attributes:
+        vector_env: that environment.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, vector_env: FiniteHorizonVectorEnv):
+        if vector_env.num_envs != 1:
+            raise ValueError(f"vector_env: expected one copy, got {vector_env.num_envs}")
+        self.vector_env = vector_env
+        self.observation_space = vector_env.single_observation_space
+        self.action_space = vector_env.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        observations, _ = self.vector_env.reset(seed=seed)
+        return observations[0], {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As Gymnasium has it; with K objectives the reward is an array [K]."""
+        observations, rewards, terminated, truncated, _ = self.vector_env.step(np.asarray(action)[None])
+        reward = float(rewards[0]) if rewards.ndim == 1 else rewards[0]
+        return observations[0], reward, bool(terminated[0]), bool(truncated[0]), {}
