@@ -1,25 +1,34 @@
 """rlopt: policy-optimisation agents that share one rollout type, one collector and one set of estimators."""
 
-from rlopt.agents import ALGORITHMS, PPO, Agent
+from rlopt.agents import ALGORITHMS, HARPG, NPGIGT, NVRPG, PPO, REINFORCE, SRVRPG, STORMPG, Agent
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.vector import make_envs
 from rlopt.evaluation import evaluate
 from rlopt.rollout import Rollout
 from rlopt.sb3 import export_sb3, import_sb3
-from rlopt.schedules import Constant, Linear
+from rlopt.schedules import Constant, Linear, Power
+from rlopt.verification import verify
 from rlopt.version import __version__
 
 __all__ = [
     "ALGORITHMS",
+    "HARPG",
+    "NPGIGT",
+    "NVRPG",
     "PPO",
+    "REINFORCE",
+    "SRVRPG",
+    "STORMPG",
     "Agent",
     "Constant",
     "EnvironmentFault",
     "Linear",
+    "Power",
     "Rollout",
     "__version__",
     "evaluate",
     "export_sb3",
     "import_sb3",
     "make_envs",
+    "verify",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_type_hints
 
 
 def check_number(
@@ -41,3 +42,32 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
     return f"; did you mean {names[near[0]]!r}?" if near else ""
+
+
+def state_inherited_arguments(cls: type) -> None:
+    """Let a constructor that passes `**common` on to its parent's state the parent's arguments as its own.
+
+    `inspect.signature`, `help`, the command line and errors then know all of them, written once in the parent.
+    """
+    if "__init__" not in vars(cls):
+        return
+    init: Any = vars(cls)["__init__"]
+    of_parent: Any = getattr(cls.__mro__[1], "__init__")  # noqa: B009
+    parameters = list(inspect.signature(init).parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return
+    own = {parameter.name: parameter for parameter in parameters[:-1]}
+    inherited = {
+        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(of_parent).parameters.items()
+        if name not in own
+    }
+    init.__signature__ = inspect.Signature([*own.values(), *inherited.values()])
+    init.__annotations__ = {**_annotations(of_parent), **_annotations(init)}
+
+
+def _annotations(function: Any) -> dict[str, Any]:
+    """Resolved types of a constructor's arguments, those of `*args` and `**kwargs` left out."""
+    hints = get_type_hints(function)
+    named = inspect.signature(function).parameters
+    return {name: hint for name, hint in hints.items() if name == "return" or name in named}

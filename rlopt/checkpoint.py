@@ -60,6 +60,7 @@ def describe(agent: Agent) -> dict[str, Any]:
         "num_timesteps": agent.num_timesteps,
         "state": {name: value for name, value in agent.state._asdict().items() if isinstance(value, int | float)},
         "entropy": agent._entropy,
+        "batches": dict(agent._batches),
         "environments": agent.environments.episode_counters() if agent.environments is not None else None,
     }
 
@@ -120,6 +121,7 @@ def restore(
     agent.num_timesteps = data["num_timesteps"]
     if isinstance(data.get("entropy"), int):
         agent._entropy = data["entropy"]
+    agent._batches = _batches(data)
     if env is not None:
         agent.set_env(env)
         try:
@@ -152,6 +154,14 @@ def _spaces(data: dict[str, Any]) -> tuple[spaces.Space, spaces.Space]:
         return decode_space(data["observation_space"]), decode_space(data["action_space"])
     except (ValueError, TypeError, KeyError, AssertionError) as error:
         raise ValueError(f"path: the file's spaces make no sense: {error!r}") from error
+
+
+def _batches(data: dict[str, Any]) -> dict[str, int]:
+    """How many batches of episodes each stream has drawn; an older file does not say."""
+    batches = data.get("batches", {})
+    if not isinstance(batches, dict) or any(type(count) is not int or count < 0 for count in batches.values()):
+        raise ValueError(f"path: the file's numbers of batches make no sense: {batches!r}")
+    return batches
 
 
 def _load_tensors(agent: Agent, archive: Archive) -> None:

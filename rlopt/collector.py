@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlopt.acting import Actor, make_actor
-from rlopt.envs.base import EnvironmentFault, Environments, Step, named
+from rlopt.arguments import check_number
+from rlopt.envs.base import EnvironmentFault, Environments, Step, fresh_seed, named
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
-from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays, write_rows
-from rlopt.episodes import episodes_as_columns
+from rlopt.envs.spaces import Array, ArrayTree, map_arrays, write_rows
+from rlopt.episodes import Assignment, batch_seeds, noise_of_steps, only_rows
 from rlopt.policies.distributions import draw_noise
 from rlopt.policies.functional import Functional
-from rlopt.rollout import Observations, Rollout, in_pieces, map_observations
+from rlopt.records import Record, Tape, first_non_finite
+from rlopt.rollout import Rollout
 from rlopt.statistics import EpisodeStatistics
-
-EPISODE_BLOCK = 64  # steps collected at a time until every episode asked for is complete
 
 
 class CollectionStopped(Exception):
@@ -65,12 +65,15 @@ class Collector:
         statistics: receives finished episodes.
         observation_normalizer, reward_normalizer: or None; updated with every valid row.
         device: where rollouts are put.
-        seed: of the environments' first reset.
+        seed: of the environments' first reset, and the entropy of episodes; None takes the system's.
 
     Attributes:
+        seed: of the environments' next reset by `steps` or `reset`; None goes on with their random numbers.
+        entropy: what the seeds of all episodes are derived from.
+        batches: how many batches of episodes have been drawn, by stream.
         num_timesteps: valid environment steps since construction; may be set.
         observations: what the policy sees next, or None before the first reset.
-        on_start, on_end: called around every rollout, the former with its number of steps.
+        on_start, on_end: called around every rollout, the former with its number of steps (0 where it is not known).
         on_step: called after every vector step; a falsy answer raises `CollectionStopped`.
     """
 
@@ -94,6 +97,8 @@ class Collector:
         self.device = torch.device(device)
         self.num_timesteps = 0
         self.seed = seed
+        self.entropy = fresh_seed() if seed is None else seed
+        self.batches: dict[str, int] = {}
         self.on_start: Callable[[int], None] | None = None
         self.on_step: Callable[[StepEvent], bool] | None = None
         self.on_end: Callable[[], None] | None = None
@@ -109,15 +114,8 @@ class Collector:
         Raises:
             EnvironmentFault: the observations do not have the shape that the space promises, or are not finite.
         """
-        observations = self.envs.reset(self.seed if seed is None else seed)
+        self._begin(self.seed if seed is None else seed, self._everyone)
         self.seed = None
-        self._check_shapes(observations)
-        self._check_finite({f"first {field}": array for field, array in named(observations).items()}, self._rows)
-        self.reset_pending[:] = False
-        self.statistics.begin(self.envs.num_envs)
-        if self.reward_normalizer is not None:
-            self.reward_normalizer.begin()
-        self.observations = self._normalized(observations, self._everyone)
 
     def steps(self, theta: Tensor, num_steps: int) -> Rollout:
         """T = `num_steps` steps of every environment under π_θ, going on where the last call stopped.
@@ -134,85 +132,170 @@ class Collector:
         module = self.policy.bind(theta)
         actor = make_actor(module, self.envs.num_envs)
         noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator).numpy()
-        record = _Record(self.envs, num_steps, module.squash)
+        record = Record(self.envs, num_steps)
         write_rows(record.states, 0, self.observations)
         for t in range(num_steps):
-            self._advance(actor, noise[t], record, t)
+            self._advance(actor, noise[t], module.squash, record, t)
         record.check_finite(self.envs.name, self.num_timesteps)
-        rollout = self._finished(record, module)
+        rollout = record.arrays().rollout(module, self.device, slice(None))
         if self.on_end is not None:
             self.on_end()
         return rollout
 
-    def episodes(self, theta: Tensor, num_episodes: int) -> Rollout:
-        """`num_episodes` whole episodes under π_θ from fresh starts, one a column, padded at the end and masked.
+    def episodes(self, theta: Tensor, num_episodes: int, horizon: int | None = None, stream: str = "episodes") -> Rollout:
+        """E = `num_episodes` whole episodes under π_θ, one a column in the order of their starts, padded and masked.
 
-        Every environment contributes a fixed quota: taking the first to finish would favour short episodes. Steps
-        taken while waiting for the longest episode are counted in `num_timesteps`.
+        The first E episodes that are started are taken, whatever becomes of them: with environments that are all alike
+        they are independent draws, and short ones are not favoured. Environments without an episode left idle.
+
+        Seeds depend on `entropy`, the stream and its number of batches so far alone: a batch can be drawn again, and
+        what other streams do does not change it.
+
+        Args:
+            theta: [d].
+            num_episodes: E.
+            horizon: steps after which an episode is truncated; None leaves its end to the environment.
+            stream: whose random numbers to use.
+
+        Raises:
+            CollectionStopped: a callback asked for it; the batch is dropped, and will be drawn again.
+            EnvironmentFault: an observation or reward that is not finite; names environment, step and field.
+            ValueError: without a horizon, an episode that does not end.
         """
-        if num_episodes < 1:
-            raise ValueError(f"num_episodes: expected a positive integer, got {num_episodes}")
-        num_envs = self.envs.num_envs
-        quota = np.array([(num_episodes + num_envs - 1 - i) // num_envs for i in range(num_envs)])
-        self.reset()
-        blocks: list[Rollout] = []
-        ended = np.zeros(num_envs, np.int64)
-        while (ended < quota).any():
-            block = self.steps(theta, EPISODE_BLOCK)
-            ended += (block.terminated | block.truncated).sum(0).cpu().numpy()
-            blocks.append(block)
-        return episodes_as_columns(blocks, quota)
+        check_number("num_episodes", num_episodes, positive=True, whole=True)
+        if horizon is not None:
+            check_number("horizon", horizon, positive=True, whole=True)
+        number = self.batches.get(stream, 0)
+        seeds = batch_seeds(self.entropy, stream, number)
+        if self.on_start is not None:
+            self.on_start(horizon or 0)
+        try:
+            rollout = self._gather(theta, Assignment(self.envs, num_episodes, horizon, self.statistics), *seeds)
+        finally:
+            self.observations = None  # whatever comes next begins new episodes
+        if self.on_end is not None:
+            self.on_end()
+        self.batches[stream] = number + 1
+        return rollout
 
-    def _advance(self, actor: Actor, noise: Array, record: _Record, t: int) -> None:
+    def _begin(self, seed: int | None, playing: Array) -> None:
+        """New episodes in all environments; those that are `playing` [N] enter normalisers."""
+        self.statistics.begin(self.envs.num_envs)
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.begin()
+        self._reset_environments(seed, playing)
+
+    def _reset_environments(self, seed: int | None, playing: Array) -> None:
+        observations = self.envs.reset(seed)
+        self._check_shapes(observations)
+        self._check_finite({f"first {field}": array for field, array in named(observations).items()}, self._rows)
+        self.reset_pending = np.zeros(self.envs.num_envs, bool)
+        self.observations = self._normalized(observations, playing)
+
+    def _advance(self, actor: Actor, noise: Array, squashed: bool, record: Record, t: int) -> None:
         """One step of every environment, written into row t."""
+        actions, env_actions, step = self._act(actor, noise, squashed, None)
+        step, valid = self._without_reset_rows(step)
+        event = self._see(actions, env_actions, step, valid, self._everyone)
+        if valid is not None:
+            record.mask[t] = valid
+        record.write(t, actions, event.rewards, step.terminated, step.truncated)
+        write_rows(record.states, t + 1, event.new_observations)
+        if event.step.final_observations is not None:
+            record.add_finals(t, step.final_rows, event.step.final_observations)
+        self._report(event, valid)
+
+    def _gather(self, theta: Tensor, assignment: Assignment, seed: int, noise_seed: int) -> Rollout:
+        """The episodes of an assignment, in rounds if environments are left that can only be reset together."""
+        module = self.policy.bind(theta)
+        actor, tape = make_actor(module, self.envs.num_envs), Tape()
+        noise = noise_of_steps(self.envs.decoder.space, self.envs.num_envs, noise_seed)
+        self._begin(seed, assignment.active)
+        while assignment.any_active:
+            self._play(actor, next(noise), module.squash, assignment, tape)
+            if not assignment.any_active and assignment.num_left:
+                assignment.begin()
+                self._reset_environments(None, assignment.active)
+        columns = tape.columns(self.envs, assignment)
+        columns.check_finite(self.envs.name, assignment.players)
+        return columns.rollout(module, self.device, columns.mask.reshape(-1).nonzero()[0])
+
+    def _play(self, actor: Actor, noise: Array, squashed: bool, assignment: Assignment, tape: Tape) -> None:
+        """One step of the environments that play an episode, added to the tape."""
+        playing = None if assignment.all_active else assignment.active
+        actions, env_actions, step = self._act(actor, noise, squashed, playing)
+        played = assignment.follow(*self._without_reset_rows(step))
+        event = self._see(actions, env_actions, played.step, played.valid, assignment.active)
+        tape.write(played, event.observations, actions, event.rewards)
+        if len(played.ended):  # s_{t+1} belongs into the row below
+            tape.end(_last_states(event, played.ended), played.places[played.ended] + assignment.num_episodes)
+        self._report(event, played.valid)
+
+    def _act(self, actor: Actor, noise: Array, squashed: bool, active: Array | None) -> tuple[Array, Array, Step]:
+        """Sampled actions, those that the environments got, and what came back."""
         assert self.observations is not None
         began = perf_counter()
         actions = actor(self.observations, noise)
-        env_actions = self.envs.decoder(actions, record.squashed)
+        env_actions = self.envs.decoder(actions, squashed)
         acted = perf_counter()
-        step = self.envs.step(env_actions)
+        step = self.envs.step(env_actions, active)
         self.timers.acting += acted - began
         self.timers.stepping += perf_counter() - acted
+        return actions, env_actions, step
 
-        step, valid = self._without_reset_rows(step)
+    def _without_reset_rows(self, step: Step) -> tuple[Step, Array | None]:
+        """The step with reset rows emptied, and which rows are valid, [N]; None for all."""
+        if not (self.envs.resets_on_next_step and np.count_nonzero(self.reset_pending)):
+            return step, None
+        # What comes back on a reset row opens the new episode; its reward and flags mean nothing.
+        valid = ~self.reset_pending
+        return only_rows(step, valid), valid
+
+    def _see(self, actions: Array, env_actions: Array, step: Step, valid: Array | None, playing: Array) -> StepEvent:
+        """The step as the policy and its updates see it: normalised, after normalisers have counted it.
+
+        Args:
+            actions, env_actions, step: what `_act` returned, without rows that do not count.
+            valid: [N], rows that count; None for all.
+            playing: [N], environments that go on.
+        """
+        assert self.observations is not None
         done = step.terminated | step.truncated
-        finals, rewards = step.final_observations, step.rewards
+        observations, rewards = step.observations, step.rewards
         if self.observation_normalizer is not None or self.reward_normalizer is not None:
-            self._check_finite({**named(step.observations), "reward": step.rewards}, self._rows)  # before they are counted
-            if finals is not None:
-                self._check_finite({f"final {field}": array for field, array in named(finals).items()}, step.final_rows)
-        # Under next-step resets the observation of a finished episode is its last, and is not counted.
-        new_observations = self._normalized(step.observations, ~done if self.envs.resets_on_next_step else self._everyone)
-        if finals is not None:
-            if self.observation_normalizer is not None:
-                finals = self.observation_normalizer(finals)
-            record.add_finals(t, step.final_rows, finals)
+            self._check_before_counting(step, self._rows if valid is None else (valid | playing).nonzero()[0])
+        if self.observation_normalizer is not None:
+            # Under next-step resets the observation of a finished episode is its last, and is not counted.
+            observations = self._normalized(observations, playing & ~done if self.envs.resets_on_next_step else playing)
+            if step.final_observations is not None:
+                step = step._replace(final_observations=self.observation_normalizer(step.final_observations))
         if self.reward_normalizer is not None:
-            rewards = self.reward_normalizer(rewards, valid, step.terminated, step.truncated)
-        if valid is not self._everyone:
-            record.mask[t] = valid
-        record.write(t, actions, rewards, step.terminated, step.truncated)
-        write_rows(record.states, t + 1, new_observations)
-
-        self.num_timesteps += self.envs.num_envs if valid is self._everyone else int(valid.sum())
+            rewards = self.reward_normalizer(
+                rewards, self._everyone if valid is None else valid, step.terminated, step.truncated
+            )
         if self.envs.resets_on_next_step:
             self.reset_pending = done
-        previous, self.observations = self.observations, new_observations
-        proceed = self.on_step is None or self.on_step(
-            StepEvent(previous, actions, env_actions, new_observations, rewards, done, step._replace(final_observations=finals))
-        )
-        self.statistics.add(step.rewards, None if valid is self._everyone else valid, done, step.infos)
+        previous, self.observations = self.observations, observations
+        return StepEvent(previous, actions, env_actions, observations, rewards, done, step)
+
+    def _report(self, event: StepEvent, valid: Array | None) -> None:
+        """Count the step, let the callback see it, then add it to the statistics."""
+        self.num_timesteps += self.envs.num_envs if valid is None else int(valid.sum())
+        proceed = self.on_step is None or self.on_step(event)
+        step = event.step
+        self.statistics.add(step.rewards, valid, event.dones, step.infos)
         if not proceed:
             raise CollectionStopped
 
-    def _without_reset_rows(self, step: Step) -> tuple[Step, Array]:
-        """The step with reset rows emptied, and which rows are valid, [N]."""
-        if not (self.envs.resets_on_next_step and self.reset_pending.any()):
-            return step, self._everyone
-        # What comes back on a reset row opens the new episode; its reward and flags mean nothing.
-        valid = ~self.reset_pending
-        rewards = np.where(valid if step.rewards.ndim == 1 else valid[:, None], step.rewards, 0.0)
-        return step._replace(rewards=rewards, terminated=step.terminated & valid, truncated=step.truncated & valid), valid
+    def _check_before_counting(self, step: Step, rows: Array) -> None:
+        """Raises EnvironmentFault unless what environments of these rows returned is finite."""
+        fields = {**named(step.observations), "reward": step.rewards}
+        if len(rows) < self.envs.num_envs:
+            fields = {field: array[rows] for field, array in fields.items()}
+        self._check_finite(fields, rows)
+        if step.final_observations is not None:
+            finals = named(step.final_observations)
+            self._check_finite({f"final {field}": array for field, array in finals.items()}, step.final_rows)
 
     def _check_finite(self, fields: dict[str, Array], environments: Sequence[int] | Array) -> None:
         """Raises EnvironmentFault unless all is finite; row i of every field is of `environments[i]`."""
@@ -233,32 +316,6 @@ class Collector:
             self.observation_normalizer.update(map_arrays(lambda array: array[counted], observations))
         return self.observation_normalizer(observations)
 
-    @torch.no_grad()
-    def _finished(self, record: _Record, module: Any) -> Rollout:
-        """The record as tensors on the device, with the log-probabilities of one batched pass."""
-        states = self._tensors(record.states)
-        actions = torch.from_numpy(record.actions).to(self.device)
-        rows = map_observations(lambda tensor: tensor[:-1].flatten(0, 1), states)
-        log_probs = in_pieces(lambda s, a: module.actor(s).log_prob(a), rows, actions.flatten(0, 1))
-        finals = concatenate(record.finals)
-        no_finals = map_arrays(lambda array: array[:0, 0], record.states)
-        return Rollout(
-            states=states,
-            actions=actions,
-            log_probs=log_probs.view(actions.shape[:2]),
-            rewards=torch.from_numpy(record.rewards).to(self.device),
-            terminated=torch.from_numpy(record.terminated).to(self.device),
-            truncated=torch.from_numpy(record.truncated & ~record.terminated).to(self.device),  # terminated wins
-            mask=torch.from_numpy(record.mask).to(self.device),
-            final_rows=torch.from_numpy(np.concatenate(record.final_rows or [np.zeros(0, np.int64)])).to(self.device),
-            final_observations=self._tensors(no_finals if finals is None else finals),
-        )
-
-    def _tensors(self, arrays: ArrayTree) -> Observations:
-        if isinstance(arrays, dict):
-            return {key: torch.from_numpy(value).to(self.device) for key, value in arrays.items()}
-        return torch.from_numpy(arrays).to(self.device)
-
     def _check_shapes(self, observations: ArrayTree) -> None:
         given, promised = named(observations), named(self.envs.encoder.empty(self.envs.num_envs))
         for field, array in promised.items():
@@ -269,56 +326,9 @@ class Collector:
                 )
 
 
-class _Record:
-    """Arrays that one rollout is written into; their memory becomes the rollout's."""
-
-    def __init__(self, envs: Environments, num_steps: int, squashed: bool):
-        self.states = envs.encoder.empty(num_steps + 1, envs.num_envs)
-        shape, dtype = envs.decoder.policy_array_spec()
-        grid = (num_steps, envs.num_envs)
-        self.actions = np.empty((*grid, *shape), dtype)
-        self.rewards = np.zeros(grid, np.float32)
-        self.terminated = np.zeros(grid, bool)
-        self.truncated = np.zeros(grid, bool)
-        self.mask = np.ones(grid, bool)
-        self.final_rows: list[Array] = []
-        self.finals: list[ArrayTree] = []
-        self.squashed = squashed
-
-    def write(self, t: int, actions: Array, rewards: Array, terminated: Array, truncated: Array) -> None:
-        if rewards.ndim == 2 and self.rewards.ndim == 2:  # K objectives: known at the first step
-            self.rewards = np.zeros((*self.rewards.shape, rewards.shape[1]), np.float32)
-        self.actions[t] = actions
-        self.rewards[t] = rewards
-        self.terminated[t] = terminated
-        self.truncated[t] = truncated
-
-    def add_finals(self, t: int, rows: Sequence[int] | Array, observations: ArrayTree) -> None:
-        self.final_rows.append(t * self.mask.shape[1] + np.asarray(rows, np.int64))
-        self.finals.append(observations)
-
-    def check_finite(self, name: str, num_timesteps: int) -> None:
-        """Raises EnvironmentFault for the first value that is not finite: nothing was learned from it yet."""
-        found = first_non_finite({**named(self.states), "reward": self.rewards})
-        finals = concatenate(self.finals)
-        if found is None and finals is not None:
-            found = first_non_finite({f"final {field}": array for field, array in named(finals).items()})
-            if found is not None:
-                row = int(np.concatenate(self.final_rows)[found[1][0]])
-                found = found[0], divmod(row, self.mask.shape[1])
-        if found is not None:
-            field, (t, n, *_) = found
-            raise EnvironmentFault(
-                f"{name}: {field} of environment {n} is not finite at step {t} of the rollout that ended after "
-                f"{num_timesteps} environment steps; nothing was learned from this rollout"
-            )
-
-
-def first_non_finite(fields: dict[str, Array]) -> tuple[str, tuple[int, ...]] | None:
-    """The first field with a NaN or an infinity, and the index of it; None if all is finite."""
-    for field, array in fields.items():
-        if np.issubdtype(array.dtype, np.floating):
-            finite = np.isfinite(array)
-            if not finite.all():
-                return field, tuple(int(i) for i in np.argwhere(~finite)[0])
-    return None
+def _last_states(event: StepEvent, rows: Array) -> ArrayTree:
+    """s_{t+1} of these environments before any reset, [F, *obs]."""
+    states = map_arrays(np.copy, event.new_observations)
+    if event.step.final_observations is not None:
+        write_rows(states, np.asarray(event.step.final_rows, np.int64), event.step.final_observations)
+    return map_arrays(lambda array: array[rows], states)

@@ -1,84 +1,206 @@
-"""Whole episodes cut out of consecutive rollouts, one a column."""
+"""Whole episodes from environments side by side: who plays which, and when it is over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from gymnasium import spaces
 
-from rlopt.envs.spaces import Array
-from rlopt.rollout import Observations, Rollout
+from rlopt.envs.base import Environments, Info, Step
+from rlopt.envs.spaces import Array, concatenate, map_arrays, write_rows
+from rlopt.policies.distributions import draw_noise
+from rlopt.statistics import EpisodeStatistics
+
+MAX_EPISODE_STEPS = 50_000  # without a horizon, an episode that is longer is taken for endless
+NOISE_BLOCK = 64  # vector steps whose noise is drawn at once
 
 
-def episodes_as_columns(blocks: Sequence[Rollout], quota: Array) -> Rollout:
-    """The first `quota[n]` episodes of every environment, one a column, padded to the longest and masked.
+def batch_seeds(entropy: int, stream: str, number: int) -> tuple[int, int]:
+    """Seeds of the environments and of the action noise, for batch `number` of a stream."""
+    words = np.random.SeedSequence((entropy, zlib.crc32(stream.encode()), number)).generate_state(2, np.uint64)
+    return int(words[0] >> 33), int(words[1] >> 1)  # environments take 31 bits
+
+
+def noise_of_steps(action_space: spaces.Space, num_envs: int, seed: int) -> Iterator[Array]:
+    """Noise [N, ·] of one vector step after the other, for every environment whether it idles or not."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from draw_noise(action_space, (NOISE_BLOCK, num_envs), generator).numpy()
+
+
+def only_rows(step: Step, valid: Array) -> Step:
+    """The step without rewards and flags outside the rows `valid` [N]."""
+    rewards = np.where(valid if step.rewards.ndim == 1 else valid[:, None], step.rewards, 0.0)
+    return step._replace(rewards=rewards, terminated=step.terminated & valid, truncated=step.truncated & valid)
+
+
+class Played(NamedTuple):
+    """One vector step as part of episodes.
+
+    Attributes:
+        step: without what idle environments did, and with the episodes cut that are at the horizon.
+        valid: [N] bool, the rows that belong to an episode; None for all.
+        places: [N], where a valid row belongs: t·E + e, t steps into episode e.
+        ended: [F], environments whose episode ended with this step.
+    """
+
+    step: Step
+    valid: Array | None
+    places: Array
+    ended: Array
+
+
+NOBODY = np.zeros(0, np.int64)
+
+
+class Assignment:
+    """Who plays which episode: the first E episodes to be started are taken, whatever becomes of them.
+
+    To take the first that finish would favour short ones. An environment whose episode is over starts the next one
+    until E have been started; then it idles.
 
     Args:
-        blocks: consecutive rollouts that begin with fresh episodes.
-        quota: [N], how many episodes to take of each environment.
+        envs: those that play; they must be reset before the first step and after `begin`.
+        num_episodes: E.
+        horizon: steps after which an episode is cut, or None.
+        statistics: of the environments; knows the return of an episode that is cut.
+
+    Attributes:
+        active: [N] bool, environments that play, or are being reset to.
+        all_active, any_active: whether no environment idles, and whether not all do.
+        players: [E], which environment played an episode.
+        lengths, terminated, truncated: [E], of the episodes that are over.
     """
-    num_envs = len(quota)
-    mask = torch.cat([block.mask for block in blocks]).cpu().numpy()
-    done = torch.cat([block.terminated | block.truncated for block in blocks]).cpu().numpy()
-    columns: list[Array] = []
-    for n in range(num_envs):
-        valid = mask[:, n].nonzero()[0]
-        last = done[valid, n].nonzero()[0][: quota[n]]
-        columns += [rows * num_envs + n for rows in np.split(valid[: last[-1] + 1], last[:-1] + 1)] if quota[n] else []
-    horizon = max(len(column) for column in columns)
-    rows = np.zeros((horizon, len(columns)), np.int64)
-    inside = np.zeros((horizon, len(columns)), bool)
-    for j, column in enumerate(columns):
-        rows[: len(column), j] = column
-        inside[: len(column), j] = True
-    return _gather_columns(blocks, torch.from_numpy(rows), torch.from_numpy(inside))
+
+    def __init__(self, envs: Environments, num_episodes: int, horizon: int | None, statistics: EpisodeStatistics):
+        self.envs, self.num_episodes, self.horizon, self.statistics = envs, num_episodes, horizon, statistics
+        self.players = np.zeros(num_episodes, np.int64)
+        self.lengths = np.zeros(num_episodes, np.int64)
+        self.terminated = np.zeros(num_episodes, bool)
+        self.truncated = np.zeros(num_episodes, bool)
+        self._limit = horizon or MAX_EPISODE_STEPS
+        self._num_started = 0
+        self._places = np.full(envs.num_envs, -1)  # of the next row, t·E + e; −1 while an environment idles
+        self.begin()
+
+    @property
+    def num_left(self) -> int:
+        """Episodes that are still to be started."""
+        return self.num_episodes - self._num_started
+
+    def begin(self) -> None:
+        """Start episodes in all environments, as far as there are any left."""
+        self._start(np.arange(self.envs.num_envs)[: self.num_left])
+
+    def follow(self, step: Step, valid: Array | None) -> Played:
+        """What a step of the environments is to the episodes; afterwards `active` tells who goes on.
+
+        Args:
+            step: of all environments.
+            valid: [N] bool, False on rows that only reset; None for all.
+
+        Raises:
+            ValueError: an episode is endless, and there is no horizon.
+        """
+        if not self.all_active:
+            step, valid = self._without_idle_rows(step, valid)
+        places = self._places
+        below = places + self.num_episodes
+        self._places = below if valid is None else np.where(valid, below, places)
+        self._sure -= 1
+        done = step.terminated | step.truncated
+        if self._sure and not np.count_nonzero(done):  # half the cost of `any`
+            return Played(step, valid, places, NOBODY)
+        step, ended = self._end(step, done)
+        return Played(step, valid, places, ended)
+
+    def _end(self, step: Step, done: Array) -> tuple[Step, Array]:
+        """End the episodes that are `done` [N] or at the horizon, and start others; the step with those cut, who ended."""
+        times = self._places // self.num_episodes
+        late = (times >= self._limit) & ~done
+        if late.any():
+            step = self._cut(step, late)
+        rows = (done | late).nonzero()[0]
+        episodes = self._places[rows] % self.num_episodes
+        self.lengths[episodes] = times[rows]
+        self.terminated[episodes] = step.terminated[rows]
+        self.truncated[episodes] = step.truncated[rows] & ~step.terminated[rows]  # terminated wins
+        self._places[rows] = -1
+        free = rows if self.envs.restarts_rows else done.nonzero()[0]
+        free = free[: self.num_left]
+        if late[free].any():
+            step = self._restarted(step, free[late[free]])
+        self._start(free)
+        return step, rows
+
+    def _start(self, rows: Array) -> None:
+        """The next episodes, in these environments."""
+        episodes = self._num_started + np.arange(len(rows))
+        self._num_started += len(rows)
+        self.players[episodes] = rows
+        self._places[rows] = episodes
+        self.active = self._places >= 0
+        self.all_active, self.any_active = bool(self.active.all()), bool(self.active.any())
+        self._idle_infos: dict[int, Info] = {row: {} for row in (~self.active).nonzero()[0].tolist()}
+        # Vector steps in which no episode can come to the limit: comparing times in every step would cost more.
+        self._sure = self._limit - int(self._places.max()) // self.num_episodes
+
+    def _without_idle_rows(self, step: Step, valid: Array | None) -> tuple[Step, Array]:
+        valid = self.active if valid is None else valid & self.active
+        step = only_rows(step, valid)._replace(infos=ChangedInfos(step.infos, self._idle_infos))
+        if step.final_observations is None:
+            return step, valid
+        final_rows = np.asarray(step.final_rows, np.int64)
+        kept = self.active[final_rows]
+        finals = map_arrays(lambda array: array[kept], step.final_observations) if kept.any() else None
+        return step._replace(final_rows=final_rows[kept], final_observations=finals), valid
+
+    def _cut(self, step: Step, late: Array) -> Step:
+        """The step with these episodes truncated, and their infos saying so."""
+        if self.horizon is None:
+            raise ValueError(
+                f"horizon: an episode of {self.envs.name} has not ended after {MAX_EPISODE_STEPS:,} steps; give a horizon, "
+                "after which episodes are cut"
+            )
+        infos = {row: self._cut_info(step, row) for row in late.nonzero()[0].tolist()}
+        return step._replace(truncated=step.truncated | late, infos=ChangedInfos(step.infos, infos))
+
+    def _cut_info(self, step: Step, row: int) -> Info:
+        info = {**step.infos[row], "TimeLimit.truncated": True}
+        if self.statistics.monitored:  # the Monitor does not know of the cut: our account is the only one
+            known = self.statistics
+            total = float(known.returns[row] + step.rewards[row])
+            info["episode"] = {"r": total, "l": int(known.lengths[row]) + 1, "t": round(time.time() - known.started, 6)}
+        return info
+
+    def _restarted(self, step: Step, rows: Array) -> Step:
+        """The step with these environments, amid their games, reset within it."""
+        shown = map_arrays(lambda array: array[rows], step.observations)
+        observations = map_arrays(np.copy, step.observations)
+        write_rows(observations, rows, self.envs.restart(rows))
+        return step._replace(
+            observations=observations,
+            final_rows=[*step.final_rows, *rows.tolist()],
+            final_observations=concatenate([tree for tree in (step.final_observations, shown) if tree is not None]),
+        )
 
 
-def _gather_columns(blocks: Sequence[Rollout], rows: Tensor, inside: Tensor) -> Rollout:
-    """The rows [H, n] of the joined blocks; where not `inside`, zeros."""
-    device = blocks[0].mask.device
-    rows, inside = rows.to(device), inside.to(device)
+class ChangedInfos(Sequence[Info]):
+    """Infos of N environments, some of them replaced."""
 
-    def gathered(pieces: list[Tensor]) -> Tensor:
-        joined = torch.cat([piece.flatten(0, 1) for piece in pieces])[rows]
-        keep = inside.view(*inside.shape, *([1] * (joined.ndim - 2)))
-        return torch.where(keep, joined, torch.zeros_like(joined))
+    def __init__(self, infos: Sequence[Info], replaced: dict[int, Info]):
+        self._infos, self._replaced = infos, replaced
 
-    def gathered_observations(pieces: list[Observations]) -> Observations:
-        first = pieces[0]
-        if isinstance(first, dict):
-            return {key: gathered([piece[key] for piece in pieces]) for key in first}  # type: ignore[index]
-        return gathered(pieces)  # type: ignore[arg-type]
+    def __len__(self) -> int:
+        return len(self._infos)
 
-    observations = gathered_observations([block.observations for block in blocks])
-    following = gathered_observations([block.next_observations for block in blocks])
-    # Within a column s_{t+1} is the next row; after its last row only `following` has it, at the row below.
-    last = inside.sum(0) - 1
-    columns = torch.arange(rows.shape[1], device=device)
-
-    def with_last(states: Tensor, final: Tensor) -> Tensor:
-        padded = torch.cat([states, torch.zeros_like(states[:1])])
-        padded[last + 1, columns] = final[last, columns]
-        return padded
-
-    if isinstance(observations, dict):
-        states: Observations = {key: with_last(observations[key], following[key]) for key in observations}  # type: ignore[index]
-        empty: Observations = {key: value[:0, 0] for key, value in observations.items()}
-    else:
-        states, empty = with_last(observations, following), observations[:0, 0]  # type: ignore[arg-type]
-    first = blocks[0]
-    return replace(
-        first,
-        states=states,
-        actions=gathered([block.actions for block in blocks]),
-        log_probs=gathered([block.log_probs for block in blocks]),
-        rewards=gathered([block.rewards for block in blocks]),
-        terminated=gathered([block.terminated for block in blocks]),
-        truncated=gathered([block.truncated for block in blocks]),
-        mask=inside,
-        final_rows=torch.zeros(0, dtype=torch.int64, device=device),
-        final_observations=empty,
-    )
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        return self._replaced[row] if row in self._replaced else self._infos[row]

@@ -17,11 +17,21 @@ from rlopt.collector import Timers
 Metrics = Mapping[str, Tensor | float]
 
 # The charts one looks at first, on one page: title -> (kind, keys).
-LAYOUT: dict[str, dict[str, list[Any]]] = {
+Layout = dict[str, dict[str, list[Any]]]
+LEARNING: Layout = {
     "1 Is it learning?": {
         "return": ["Multiline", ["rollout/ep_rew_mean", "eval/mean_reward"]],
         "episode length": ["Multiline", ["rollout/ep_len_mean", "eval/mean_ep_length"]],
     },
+}
+TIME: Layout = {
+    "4 Where does the time go?": {
+        "environment steps a second": ["Multiline", ["time/fps"]],
+        "seconds an iteration": ["Multiline", ["time/acting", "time/stepping", "time/updating"]],
+    },
+}
+LAYOUT: Layout = {
+    **LEARNING,
     "2 Is the update sound?": {
         "approximate KL": ["Multiline", ["train/approx_kl"]],
         "clip fraction": ["Multiline", ["train/clip_fraction"]],
@@ -34,10 +44,30 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "minus entropy": ["Multiline", ["train/entropy_loss"]],
         "standard deviation of actions": ["Multiline", ["train/std"]],
     },
-    "4 Where does the time go?": {
-        "environment steps a second": ["Multiline", ["time/fps"]],
-        "seconds an iteration": ["Multiline", ["time/acting", "time/stepping", "time/updating"]],
+    **TIME,
+}
+# For agents of whole episodes, whose update is one step along one direction.
+EPISODIC_LAYOUT: Layout = {
+    "1 Is it learning?": {
+        **LEARNING["1 Is it learning?"],
+        "return at θ and at the look-ahead": ["Multiline", ["train/return_theta", "train/return_lookahead"]],
     },
+    "2 Can the direction be trusted?": {
+        "signal to noise of the fresh gradient": ["Multiline", ["train/signal_to_noise"]],
+        "cosine of momentum and fresh gradient": ["Multiline", ["train/cosine"]],
+        "norms": ["Multiline", ["train/grad_norm", "train/direction_norm", "train/correction_norm"]],
+        "Hessian-vector product": ["Multiline", ["train/hvp_norm", "train/hvp_ratio"]],
+        "importance weights: effective sample size": ["Multiline", ["train/weights_ess"]],
+        "importance weights: maximum and mean": ["Multiline", ["train/weights_max", "train/weights_mean"]],
+    },
+    "3 How does it move?": {
+        "step length": ["Multiline", ["train/step_norm", "train/lookahead_distance"]],
+        "distance travelled": ["Multiline", ["train/distance"]],
+        "step size and momentum": ["Multiline", ["train/step_size", "train/momentum"]],
+        "share of steps that were cut": ["Multiline", ["train/truncated_fraction", "train/correction_bounded"]],
+        "steps refused": ["Multiline", ["train/refused_steps"]],
+    },
+    **TIME,
 }
 
 
@@ -67,11 +97,11 @@ def tensorboard_writer(logger: Logger) -> Any | None:
     return None
 
 
-def add_first_page(logger: Logger) -> None:
+def add_first_page(logger: Logger, layout: Layout) -> None:
     """Lay out the Custom Scalars tab of a run."""
     writer = tensorboard_writer(logger)
     if writer is not None:
-        writer.add_custom_scalars(LAYOUT)
+        writer.add_custom_scalars(layout)
 
 
 def add_configuration(logger: Logger, configuration: dict[str, Any]) -> None:

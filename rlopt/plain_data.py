@@ -13,7 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
-from rlopt.schedules import Constant, Custom, Linear, as_schedule, schedule_from_data, schedule_to_data
+from rlopt.schedules import Constant, Custom, Linear, Power, as_schedule, schedule_from_data, schedule_to_data
+from rlopt.utilities import KINDS, utility_from_data, utility_to_data
 
 # A class in a file is a name looked up in these modules, which are imported already; never an import.
 CLASS_MODULES = {
@@ -35,8 +36,10 @@ def encode(name: str, value: Any) -> Any:
         return value
     if isinstance(value, FloatSchedule | LinearSchedule | ConstantSchedule):
         value = as_schedule(name, value)
-    if isinstance(value, Constant | Linear | Custom):
+    if isinstance(value, Constant | Linear | Power | Custom):
         return schedule_to_data(name, value)
+    if isinstance(value, tuple(KINDS.values())):
+        return utility_to_data(value)
     if isinstance(value, np.integer | np.floating | np.bool_):
         return value.item()
     if isinstance(value, list | tuple):
@@ -49,7 +52,7 @@ def encode(name: str, value: Any) -> Any:
         )
     raise ValueError(
         f"{name}: {value!r} cannot be saved; expected numbers, texts, lists, dictionaries, classes, "
-        "rlopt.Linear or rlopt.Constant"
+        "rlopt.Constant, rlopt.Linear or rlopt.Power"
     )
 
 
@@ -66,6 +69,11 @@ def decode(name: str, value: Any) -> Any:
             return schedule_from_data(value)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: the file holds no schedule of rlopt: {value!r}") from error
+    if isinstance(value, dict) and "utility" in value:
+        try:
+            return utility_from_data(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: the file holds no utility of rlopt: {value!r}") from error
     if isinstance(value, dict) and "class" in value:
         module, _, attribute = str(value.get("known", "")).rpartition(".")
         found = getattr(CLASS_MODULES.get(module), attribute, None)

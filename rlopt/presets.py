@@ -159,25 +159,38 @@ TUNED: dict[str, dict[str, Preset]] = {
     }
 }
 PRESETS = ("sb3", "cleanrl", "tuned")
+# Of names that are a class with other defaults, and how many environments the command line makes for a batch.
+EPISODIC: dict[str, Preset] = {
+    "reinforce": {"n_envs": 10},
+    "npgigt": {"n_envs": 10},
+    "harpg": {"n_envs": 10},
+    "n-harpg": {"n_envs": 10, "normalize": True, "step_size": "power:0.7:1/2"},
+    "stormpg": {"n_envs": 10},
+    "srvrpg": {"n_envs": 10},
+    "nvrpg": {"n_envs": 10},
+}
 
 
 def preset_values(algorithm: str, preset: str, env: Any) -> Preset:
     """The values of a preset for an algorithm and an environment.
 
     Args:
-        algorithm: "ppo".
+        algorithm: a name of the command line, such as "ppo" or "n-harpg".
         preset: "sb3"; "cleanrl", which depends on whether actions are discrete; or "tuned", which knows single
-            environments by id and is "sb3" for all others.
+            environments by id and is "sb3" for all others. Only PPO is in SB3 and CleanRL; other algorithms have
+            their own defaults for "sb3".
         env: the environment or its id.
 
     Raises:
-        ValueError: an unknown preset (the nearest is named).
+        ValueError: an unknown preset (the nearest is named), or "cleanrl" for an algorithm that CleanRL has not.
     """
     check_choice("preset", preset, PRESETS)
-    base = dict(SB3.get(algorithm, {}))
+    base = dict(SB3.get(algorithm) or EPISODIC.get(algorithm, {}))
     if preset == "tuned":
         return base | TUNED.get(algorithm, {}).get(task_of(env)[0], {})
     if preset == "cleanrl":
+        if algorithm != "ppo":
+            raise ValueError(f"preset: CleanRL has no {algorithm}; use 'tuned'")
         return dict(CLEANRL[cleanrl_kind(env)])
     return base
 
@@ -192,11 +205,11 @@ def diff(first: Preset, second: Preset) -> dict[str, tuple[Any, Any]]:
 
 def with_preset(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor with a `preset` argument that fills in whatever was not given explicitly."""
-    signature = inspect.signature(init)
     algorithm = init.__qualname__.split(".")[0].lower()
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        signature = inspect.signature(wrapped)  # with the arguments of the parent class, where there are any
         if unknown := [name for name in kwargs if name not in signature.parameters]:
             near = did_you_mean(unknown[0], signature.parameters)
             raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}{near}")

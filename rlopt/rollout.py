@@ -75,6 +75,26 @@ class Rollout:
         """The environment steps in this rollout: rows where `mask` holds."""
         return int(self.mask.sum())
 
+    def columns(self, index: slice) -> Rollout:
+        """These columns: of whole episodes, some of them. Views.
+
+        Raises:
+            ValueError: environments were reset within a step, so that rows of other columns are referred to.
+        """
+        if len(self.final_rows):
+            raise ValueError("columns: only a rollout of whole episodes can be cut into columns")
+        return Rollout(
+            states=map_observations(lambda states: states[:, index], self.states),
+            actions=self.actions[:, index],
+            log_probs=self.log_probs[:, index],
+            rewards=self.rewards[:, index],
+            terminated=self.terminated[:, index],
+            truncated=self.truncated[:, index],
+            mask=self.mask[:, index],
+            final_rows=self.final_rows,
+            final_observations=self.final_observations,
+        )
+
     def scalar_rewards(self, algorithm: str) -> Tensor:
         """`rewards`, [T, N], for an algorithm that maximises one number.
 

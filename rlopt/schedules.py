@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
@@ -43,8 +44,22 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Power:
+    """`value` · (2 / (t + 2))^`exponent` at iteration t = 0, 1, …: the schedules of the variance-reduction papers."""
+
+    value: float
+    exponent: float
+
+    def __call__(self, iteration: float) -> float:
+        return self.value * (2.0 / (iteration + 2.0)) ** self.exponent
+
+    def __str__(self) -> str:
+        return f"power:{self.value:g}:{self.exponent:g}"
+
+
+@dataclass(frozen=True)
 class Custom:
-    """A user's function of the remaining progress. It trains, but it cannot be saved."""
+    """A user's function of the remaining progress, or of the iteration. It trains, but it cannot be saved."""
 
     function: Callable[[float], float]
 
@@ -57,6 +72,8 @@ class Custom:
 
 Schedule = Constant | Linear | Custom
 ScheduleLike = float | str | Schedule | Callable[[float], float]
+IterationSchedule = Constant | Power | Custom
+IterationScheduleLike = float | str | IterationSchedule | Callable[[float], float]
 
 
 def as_schedule(name: str, value: Any) -> Schedule:
@@ -101,7 +118,36 @@ def parse_schedule(name: str, text: str) -> Schedule:
         raise ValueError(f"{name}: expected a number or 'linear:START[:END[:END_FRACTION]]', got {text!r}") from None
 
 
-def schedule_to_data(name: str, schedule: Schedule) -> dict[str, Any]:
+def as_iteration_schedule(name: str, value: Any) -> IterationSchedule:
+    """A schedule over iterations t = 0, 1, … from a number, a text such as "power:0.3:0.5", or a function of t.
+
+    Args:
+        name: the argument's name, for the error.
+        value: a number; "0.1"; "power:VALUE:EXPONENT" for VALUE · (2/(t + 2))^EXPONENT, fractions such as 2/3 allowed;
+            `Constant`, `Power`, or a callable of t.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, Constant | Power | Custom):
+        return value
+    if callable(value) and not isinstance(value, Linear):
+        return Custom(value)
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        if not isinstance(value, str):
+            return Constant(float(value))
+        kind, *numbers = value.split(":")
+        if kind != "power":
+            return Constant(float(value))
+        start, exponent = (float(Fraction(number)) for number in numbers)
+        return Power(start, exponent)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"{name}: expected a number, 'power:VALUE:EXPONENT' or a function of t, got {value!r}") from None
+
+
+def schedule_to_data(name: str, schedule: Schedule | Power) -> dict[str, Any]:
     """The schedule as plain data for a file.
 
     Raises:
@@ -111,13 +157,17 @@ def schedule_to_data(name: str, schedule: Schedule) -> dict[str, Any]:
         return {"schedule": "constant", "value": schedule.value}
     if isinstance(schedule, Linear):
         return {"schedule": "linear", "start": schedule.start, "end": schedule.end, "end_fraction": schedule.end_fraction}
-    raise ValueError(f"{name}: {schedule} is a function and cannot be saved; use rlopt.Linear or rlopt.Constant")
+    if isinstance(schedule, Power):
+        return {"schedule": "power", "value": schedule.value, "exponent": schedule.exponent}
+    raise ValueError(f"{name}: {schedule} is a function and cannot be saved; use a schedule of rlopt")
 
 
-def schedule_from_data(data: dict[str, Any]) -> Schedule:
+def schedule_from_data(data: dict[str, Any]) -> Schedule | Power:
     """The inverse of `schedule_to_data`."""
     if data.get("schedule") == "constant":
         return Constant(float(data["value"]))
     if data.get("schedule") == "linear":
         return Linear(float(data["start"]), float(data["end"]), float(data["end_fraction"]))
+    if data.get("schedule") == "power":
+        return Power(float(data["value"]), float(data["exponent"]))
     raise ValueError(f"unknown schedule in file: {data!r}")

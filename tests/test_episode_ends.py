@@ -276,7 +276,9 @@ def test_parameters_after_ten_updates_on_whole_episodes_agree(monkeypatch: pytes
     start = make_agent().state.theta
     for kind, theta in found.items():
         assert (theta - start).abs().max() > 1e-2
-        torch.testing.assert_close(theta, found["own sync"], rtol=0, atol=1e-6, msg=kind)
+        # A row that resets takes time, in which other environments may start the episodes that are left.
+        same = "gymnasium next-step" if "next-step" in kind else "own sync"
+        torch.testing.assert_close(theta, found[same], rtol=0, atol=1e-6, msg=kind)
 
 
 # ---------------------------------------------------------------------------------------------------- single rules

@@ -1,8 +1,25 @@
 """Agents: one method per file, one shell for all."""
 
 from rlopt.agents.base import Agent
+from rlopt.agents.episodic import EpisodicAgent
+from rlopt.agents.harpg import HARPG
+from rlopt.agents.npgigt import NPGIGT
+from rlopt.agents.nvrpg import NVRPG
 from rlopt.agents.ppo import PPO
+from rlopt.agents.reinforce import REINFORCE
+from rlopt.agents.srvrpg import SRVRPG
+from rlopt.agents.stormpg import STORMPG
 
-ALGORITHMS: dict[str, type[Agent]] = {"ppo": PPO}
+# The names of the command line. A name with a prefix is a class with other defaults, which `presets.BASE` has.
+ALGORITHMS: dict[str, type[Agent]] = {
+    "ppo": PPO,
+    "reinforce": REINFORCE,
+    "npgigt": NPGIGT,
+    "harpg": HARPG,
+    "n-harpg": HARPG,
+    "stormpg": STORMPG,
+    "srvrpg": SRVRPG,
+    "nvrpg": NVRPG,
+}
 
-__all__ = ["ALGORITHMS", "PPO", "Agent"]
+__all__ = ["ALGORITHMS", "HARPG", "NPGIGT", "NVRPG", "PPO", "REINFORCE", "SRVRPG", "STORMPG", "Agent", "EpisodicAgent"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlopt import archive, checkpoint
 from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback, listening
-from rlopt.arguments import check_number
+from rlopt.arguments import check_number, state_inherited_arguments
 from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
 from rlopt.device import threads_for, usable_device
@@ -30,7 +30,7 @@ from rlopt.envs.facade import as_vec_env
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
 from rlopt.envs.vector import Backend, can_be_copied, make_envs
-from rlopt.logging import Metrics, add_configuration, add_first_page, record_iteration
+from rlopt.logging import LAYOUT, Layout, Metrics, add_configuration, add_first_page, record_iteration
 from rlopt.policies import POLICY_ALIASES, ActorCritic, Functional, bind_parameters, draw_noise, make_policy
 from rlopt.rollout import Observations
 from rlopt.schedules import Schedule, ScheduleLike, as_schedule
@@ -51,11 +51,16 @@ class Agent(ABC):
     """
 
     policy_aliases: ClassVar[dict[str, type[ActorCriticPolicy]]] = POLICY_ALIASES
+    layout: ClassVar[Layout] = LAYOUT
 
     policy: ActorCriticPolicy
     state: Any
-    learning_rate: ScheduleLike
+    learning_rate: ScheduleLike = 0.0  # of the optimiser, for algorithms that have one
     gamma: float
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        state_inherited_arguments(cls)
 
     @abstractmethod
     def init(self, theta: Tensor) -> Any:
@@ -153,6 +158,7 @@ class Agent(ABC):
             self.device,
         )
         self.collector.num_timesteps = num_timesteps
+        self.collector.entropy, self.collector.batches = self._entropy, self._batches
         # An agent that has trained does not begin with the episodes that it began with the first time.
         self.collector.seed = episode_seed(self._entropy, 0, num_timesteps) if num_timesteps else self._entropy
         vec_normalize = self.get_vec_normalize_env()
@@ -276,7 +282,7 @@ class Agent(ABC):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
             add_configuration(self.logger, self.hyperparameters())
-        add_first_page(self.logger)
+        add_first_page(self.logger, self.layout)
 
     def _check_finite(self, state: Any) -> None:
         if not bool(torch.isfinite(state.theta).all()):
@@ -407,8 +413,10 @@ class Agent(ABC):
         for index, generator in enumerate(self.generators.values()):
             generator.manual_seed(int(np.random.SeedSequence((entropy, index)).generate_state(1, np.uint64)[0] >> 1))
         self._entropy = entropy
+        self._batches: dict[str, int] = {}  # the collector's own, kept for the next one
         if self.collector is not None:
-            self.collector.seed = entropy
+            self.collector.seed = self.collector.entropy = entropy
+            self.collector.batches = self._batches
 
     def set_logger(self, logger: Logger) -> None:
         """Log to this from now on, whatever `verbose` and `tensorboard_log` say."""

@@ -85,8 +85,15 @@ def plain(value: Any, kind: Any) -> Any:
 
 
 def argument_help(documented: type) -> dict[str, str]:
-    """name -> its text in the Args section of a class's docstring."""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(documented) or "", re.MULTILINE | re.DOTALL)
+    """name -> its text in the Args sections of a class's and its parents' docstrings."""
+    texts: dict[str, str] = {}
+    for cls in reversed(documented.__mro__):
+        texts |= _own_argument_help(cls)
+    return texts
+
+
+def _own_argument_help(documented: type) -> dict[str, str]:
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.cleandoc(documented.__doc__ or ""), re.MULTILINE | re.DOTALL)
     texts: dict[str, str] = {}
     for entry in re.split(r"\n(?= {4}\w)", "\n" + section.group(1).rstrip()) if section else []:
         names, _, text = entry.strip().partition(":")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
+from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder, map_arrays
 
 Info = dict[str, Any]
 
@@ -45,11 +45,13 @@ class Environments(ABC):
         num_envs: N.
         encoder, decoder: between the environments' spaces and the policy's.
         resets_on_next_step: True if a finished environment is reset by the next `step`, whose row does not count.
+        restarts_rows: True if `restart` begins new episodes in some environments and leaves the others alone.
         monitored: True if SB3's `Monitor` reports real episodes in `info["episode"]`.
         name: for messages.
     """
 
     resets_on_next_step = False
+    restarts_rows = False
     monitored = False
     _reuse_warned = False
 
@@ -64,8 +66,16 @@ class Environments(ABC):
         """First observations of new episodes, [N, *obs]; `seed` starts the environments' random numbers anew."""
 
     @abstractmethod
-    def step(self, actions: Array) -> Step:
-        """One step with `actions` [N, *act] as the environments want them (see `ActionDecoder`)."""
+    def step(self, actions: Array, active: Array | None = None) -> Step:
+        """One step with `actions` [N, *act] as the environments want them (see `ActionDecoder`).
+
+        Where `active` [N] is False the row of the result means nothing, and the environment is not stepped if that is
+        possible. At least one is active; None is all.
+        """
+
+    def restart(self, rows: Array) -> ArrayTree:
+        """First observations [F, *obs] of new episodes in the environments `rows` [F], ascending, mid-episode or not."""
+        raise NotImplementedError(f"{self.name} cannot restart single environments")
 
     @abstractmethod
     def close(self) -> None:
@@ -113,6 +123,29 @@ class Environments(ABC):
                     stacklevel=2,
                 )
                 return
+
+
+def spread(step: Step, rows: Sequence[int], num_envs: int) -> Step:
+    """The step of the environments `rows` as one of all N, with zeros in the rows of the others."""
+    places = np.asarray(rows, np.int64)
+
+    def full(array: Array) -> Array:
+        result = np.zeros((num_envs, *array.shape[1:]), array.dtype)
+        result[places] = array
+        return result
+
+    infos: list[Info] = [{} for _ in range(num_envs)]
+    for row, info in zip(rows, step.infos, strict=True):
+        infos[row] = info
+    return Step(
+        map_arrays(full, step.observations),
+        full(step.rewards),
+        full(step.terminated),
+        full(step.truncated),
+        places[np.asarray(step.final_rows, np.int64)].tolist(),
+        step.final_observations,
+        infos,
+    )
 
 
 class EnvironmentFault(RuntimeError):

@@ -59,6 +59,7 @@ class GymnasiumEnvironments(Environments):
             )
         self.env = env
         self.mode = AutoresetMode(mode)
+        self.restarts_rows = self.mode is AutoresetMode.DISABLED
         self.resets_on_next_step = self.mode is AutoresetMode.NEXT_STEP
         if self.resets_on_next_step and getattr(env.unwrapped, "shared_memory", True) is False:
             raise ValueError(
@@ -72,27 +73,31 @@ class GymnasiumEnvironments(Environments):
         observations, _ = self.env.reset(seed=seed)
         return self._copied(observations)
 
-    def step(self, actions: Array) -> Step:
+    def step(self, actions: Array, active: Array | None = None) -> Step:
+        del active  # a vector environment steps all of its environments
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         rewards = check_rewards(np.array(rewards, np.float64), self.num_envs, self.name)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         encoded = self._copied(observations)
         readable = VectorInfos(infos, self.num_envs)
-        done = terminated | truncated
-        if self.resets_on_next_step or not done.any():
+        if self.resets_on_next_step or not (done := terminated | truncated).any():
             return Step(encoded, rewards, terminated, truncated, (), None, readable)
         rows = done.nonzero()[0]
         if self.mode is AutoresetMode.SAME_STEP:
             finals = self._final_observations(infos, rows)
         else:
             finals = map_arrays(lambda array: array[rows], encoded)
-            # `reset_mask` is popped from the dictionary: it must be a fresh one
-            observations, _ = self.env.reset(options={"reset_mask": done.copy()})
-            encoded = self._copied(observations)
+            encoded = self._reset_rows(done)
         step = Step(encoded, rewards, terminated, truncated, rows, finals, readable)
         if self.mode is AutoresetMode.SAME_STEP:
             self._warn_if_reused(step)
         return step
+
+    def restart(self, rows: Array) -> ArrayTree:
+        if not self.restarts_rows:
+            return super().restart(rows)
+        encoded = self._reset_rows(np.isin(np.arange(self.num_envs), rows))
+        return map_arrays(lambda array: array[rows], encoded)
 
     def close(self) -> None:
         if not getattr(self.env, "closed", False):
@@ -117,6 +122,12 @@ class GymnasiumEnvironments(Environments):
     def render(self) -> list[Any]:
         frames = self.env.render()
         return list(frames) if frames is not None else [None] * self.num_envs
+
+    def _reset_rows(self, mask: Array) -> ArrayTree:
+        """The observations of all environments, [N, *obs], after a reset of those in `mask` [N]."""
+        # `reset_mask` is popped from the dictionary: it must be a fresh one
+        observations, _ = self.env.reset(options={"reset_mask": mask.copy()})
+        return self._copied(observations)
 
     def _copied(self, observations: Any) -> ArrayTree:
         """Encoded and copied: the arrays may be the environment's to reuse (`copy=False`, shared memory)."""

@@ -12,7 +12,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, fresh_seed
+from rlopt.envs.base import EnvironmentFault, Environments, Step, fresh_seed, spread
 from rlopt.envs.spaces import Array, ArrayTree, concatenate
 from rlopt.envs.sync import EnvFactory, SyncEnvironments
 
@@ -28,6 +28,8 @@ class AsyncEnvironments(Environments):
         name: for messages.
     """
 
+    restarts_rows = True
+
     def __init__(self, factories: Sequence[EnvFactory], num_workers: int | None = None, name: str = "environment"):
         num_workers = min(num_workers or os.cpu_count() or 1, len(factories))
         shares = [share.tolist() for share in np.array_split(np.arange(len(factories)), num_workers)]
@@ -39,7 +41,7 @@ class AsyncEnvironments(Environments):
             (worker, index - share[0]) for worker, share in zip(self._workers, shares, strict=True) for index in share
         ]
         self._bounds = np.cumsum([len(share) for share in shares])[:-1]
-        self._offsets = [share[0] for share in shares]
+        self._shares = shares
         try:
             spaces = [worker.receive() for worker in self._workers]
         except EnvironmentFault:
@@ -65,22 +67,25 @@ class AsyncEnvironments(Environments):
         assert observations is not None
         return observations
 
-    def step(self, actions: Array) -> Step:
-        parts: list[Step] = self._ask("step", [(share,) for share in np.split(actions, self._bounds)])
-        observations = concatenate([part.observations for part in parts])
+    def step(self, actions: Array, active: Array | None = None) -> Step:
+        asked = [True] * len(self._workers)
+        arguments: list[tuple[Any, ...]] = [(share,) for share in np.split(actions, self._bounds)]
+        if active is not None:
+            shares = np.split(active, self._bounds)
+            asked = [bool(share.any()) for share in shares]
+            arguments = [(*given, share) for given, share in zip(arguments, shares, strict=True)]
+        parts: list[Step] = self._ask("step", arguments, asked)
+        rows = [row for share, used in zip(self._shares, asked, strict=True) if used for row in share]
+        step = _joined(parts)
+        self.episodes[[rows[row] for row in step.final_rows]] += 1
+        return step if all(asked) else spread(step, rows, self.num_envs)
+
+    def restart(self, rows: Array) -> ArrayTree:
+        self.episodes[rows] += 1
+        shares = [np.intersect1d(rows, share) - share[0] for share in self._shares]
+        observations = concatenate(self._ask("restart", [(share,) for share in shares], [len(share) > 0 for share in shares]))
         assert observations is not None
-        infos: list[Info] = [info for part in parts for info in part.infos]
-        final_rows = [offset + row for offset, part in zip(self._offsets, parts, strict=True) for row in part.final_rows]
-        self.episodes[final_rows] += 1
-        return Step(
-            observations,
-            np.concatenate([part.rewards for part in parts]),
-            np.concatenate([part.terminated for part in parts]),
-            np.concatenate([part.truncated for part in parts]),
-            final_rows,
-            concatenate([part.final_observations for part in parts if part.final_observations is not None]),
-            infos,
-        )
+        return observations
 
     def close(self) -> None:
         for worker in self._workers:
@@ -110,11 +115,14 @@ class AsyncEnvironments(Environments):
     def render(self) -> list[Any]:
         return [frame for part in self._ask("render", [()] * len(self._workers)) for frame in part]
 
-    def _ask(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]], asked: Sequence[bool] | None = None) -> list[Any]:
+        """What the workers answer; only those that are `asked`, all if that is None."""
+        workers = [worker for i, worker in enumerate(self._workers) if asked is None or asked[i]]
+        given = [args for i, args in enumerate(arguments) if asked is None or asked[i]]
         try:
-            for worker, args in zip(self._workers, arguments, strict=True):
+            for worker, args in zip(workers, given, strict=True):
                 worker.send(method, args)
-            return [worker.receive() for worker in self._workers]
+            return [worker.receive() for worker in workers]
         except BaseException:  # an interrupt as well: answers left in the pipes would be taken for those of the next call
             self.close()
             raise
@@ -123,6 +131,22 @@ class AsyncEnvironments(Environments):
         worker, local = self._place[index]
         worker.send(method, (*args, [local]))
         return worker.receive()
+
+
+def _joined(parts: Sequence[Step]) -> Step:
+    """The steps of consecutive shares as one."""
+    observations = concatenate([part.observations for part in parts])
+    assert observations is not None
+    offsets = np.cumsum([0, *(len(part.terminated) for part in parts)])
+    return Step(
+        observations,
+        np.concatenate([part.rewards for part in parts]),
+        np.concatenate([part.terminated for part in parts]),
+        np.concatenate([part.truncated for part in parts]),
+        [int(offset) + row for offset, part in zip(offsets, parts, strict=False) for row in part.final_rows],
+        concatenate([part.final_observations for part in parts if part.final_observations is not None]),
+        [info for part in parts for info in part.infos],
+    )
 
 
 class _Worker:

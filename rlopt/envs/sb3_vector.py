@@ -27,7 +27,8 @@ class SB3Environments(Environments):
             self.env.seed(seed)
         return self._copied(self.env.reset())
 
-    def step(self, actions: Array) -> Step:
+    def step(self, actions: Array, active: Array | None = None) -> Step:
+        del active  # a VecEnv steps all of its environments
         observations, rewards, dones, infos = self.env.step(actions)
         rewards = check_rewards(np.array(rewards, np.float64), self.num_envs, self.name)
         dones = np.array(dones, bool)

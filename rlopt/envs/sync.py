@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
-from rlopt.envs.base import Environments, Info, Step, check_rewards, episode_seed, fresh_seed
+from rlopt.envs.base import Environments, Info, Step, check_rewards, episode_seed, fresh_seed, spread
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, stack_observations
 
 EnvFactory = Callable[[], gym.Env]
@@ -26,6 +26,8 @@ class SyncEnvironments(Environments):
         episodes: [N], how many episodes each has begun.
     """
 
+    restarts_rows = True
+
     def __init__(self, factories: Sequence[EnvFactory], first_index: int = 0, name: str = "environment"):
         self.envs = [factory() for factory in factories]
         check_same_spaces(self.envs)
@@ -37,6 +39,7 @@ class SyncEnvironments(Environments):
         self.first_index = first_index
         self.run_seed = fresh_seed()
         self.episodes = np.zeros(self.num_envs, np.int64)
+        self._rows = range(self.num_envs)
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         if seed is not None:
@@ -44,32 +47,37 @@ class SyncEnvironments(Environments):
             self.episodes[:] = 0
         return self._encode([self._begin_episode(index) for index in range(self.num_envs)])
 
-    def step(self, actions: Array) -> Step:
+    def step(self, actions: Array, active: Array | None = None) -> Step:
+        stepped = self._rows if active is None else active.nonzero()[0].tolist()
         observations = []
         rewards: list[Any] = []
-        terminated = np.zeros(self.num_envs, bool)
-        truncated = np.zeros(self.num_envs, bool)
+        terminated = np.zeros(len(stepped), bool)
+        truncated = np.zeros(len(stepped), bool)
         final_rows: list[int] = []
         finals = []
-        infos: list[Info] = [{}] * self.num_envs
-        for index, env in enumerate(self.envs):
-            observation, reward, over, cut, infos[index] = env.step(actions[index])
+        infos: list[Info] = [{}] * len(stepped)
+        for row, index in enumerate(stepped):
+            observation, reward, over, cut, infos[row] = self.envs[index].step(actions[index])
             rewards.append(reward)
             if over or cut:
-                terminated[index], truncated[index] = over, cut
-                final_rows.append(index)
+                terminated[row], truncated[row] = over, cut
+                final_rows.append(row)
                 finals.append(self._encode([observation]))  # copied before the reset, which may reuse its array
                 observation = self._begin_episode(index)
             observations.append(observation)
-        return Step(
+        step = Step(
             self._encode(observations),
-            check_rewards(np.asarray(rewards, np.float64), self.num_envs, self.name),
+            check_rewards(np.asarray(rewards, np.float64), len(stepped), self.name),
             terminated,
             truncated,
             final_rows,
             concatenate(finals),
             infos,
         )
+        return step if len(stepped) == self.num_envs else spread(step, stepped, self.num_envs)
+
+    def restart(self, rows: Array) -> ArrayTree:
+        return self._encode([self._begin_episode(int(row)) for row in rows])
 
     def close(self) -> None:
         for env in self.envs:

@@ -1,6 +1,28 @@
-"""Pure functions of tensors: returns, losses, diagnostics. Nothing here knows environments, agents or the collector."""
+"""Pure functions of tensors: returns, gradients, losses, diagnostics. Nothing here knows environments or agents."""
 
-from rlopt.estimators.diagnostics import approximate_kl, clip_fraction, explained_variance
+from rlopt.estimators.baselines import BASELINES, Baseline, BaselineName, returns_to_go
+from rlopt.estimators.diagnostics import (
+    approximate_kl,
+    clip_fraction,
+    cosine,
+    effective_sample_size,
+    explained_variance,
+    half_batch_noise,
+    signal_to_noise,
+    squared_error,
+)
+from rlopt.estimators.gradients import (
+    Policy,
+    Psi,
+    RewardToGo,
+    TotalReturn,
+    Weighting,
+    hessian_vector_product,
+    log_ratio,
+    policy_gradient,
+    reward_to_go,
+    total_return,
+)
 from rlopt.estimators.losses import (
     clipped_surrogate,
     clipped_surrogate_weights,
@@ -10,19 +32,53 @@ from rlopt.estimators.losses import (
     pessimistic_value_loss_slope,
     value_loss,
 )
-from rlopt.estimators.returns import discounted_sums, gae
+from rlopt.estimators.occupancy_regression import averaged_regression, geometric_time, occupancy_regression
+from rlopt.estimators.returns import (
+    discounted_return,
+    discounted_sums,
+    gae,
+    importance_weights,
+    mean_of_others,
+    occupancy,
+)
 
 __all__ = [
+    "BASELINES",
+    "Baseline",
+    "BaselineName",
+    "Policy",
+    "Psi",
+    "RewardToGo",
+    "TotalReturn",
+    "Weighting",
     "approximate_kl",
+    "averaged_regression",
     "clip_fraction",
     "clipped_surrogate",
     "clipped_surrogate_weights",
     "clipped_value_loss",
     "clipped_value_loss_slope",
+    "cosine",
+    "discounted_return",
     "discounted_sums",
+    "effective_sample_size",
     "explained_variance",
     "gae",
+    "geometric_time",
+    "half_batch_noise",
+    "hessian_vector_product",
+    "importance_weights",
+    "log_ratio",
+    "mean_of_others",
+    "occupancy",
+    "occupancy_regression",
     "pessimistic_value_loss",
     "pessimistic_value_loss_slope",
+    "policy_gradient",
+    "returns_to_go",
+    "reward_to_go",
+    "signal_to_noise",
+    "squared_error",
+    "total_return",
     "value_loss",
 ]

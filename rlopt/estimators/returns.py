@@ -1,4 +1,8 @@
-"""Returns and advantages along time, with termination as a discount of 0 and an episode's end as a trace of 0."""
+"""Returns, advantages and occupancies along time.
+
+Termination is a discount of 0 and an episode's end a trace of 0. Where whole episodes are columns, time is counted from
+their first row and discounts are absolute: γ^t, not γ^{t−h}.
+"""
 
 from __future__ import annotations
 
@@ -32,3 +36,79 @@ def gae(rewards: Tensor, values: Tensor, next_values: Tensor, discounts: Tensor,
     """
     delta = rewards + discounts * next_values - values
     return discounted_sums(delta, discounts * traces)
+
+
+def suffix_sums(x: Tensor) -> Tensor:
+    """y_t = Σ_{h≥t} x_h along the first axis, [T, ...]."""
+    return x.flip(0).cumsum(0).flip(0)
+
+
+def discount_powers(gamma: float, like: Tensor) -> Tensor:
+    """γ^t for t = 0 … T − 1, [T, 1, ...]: broadcasts against `like` [T, ...], whose dtype and device it has."""
+    powers = gamma ** torch.arange(len(like), dtype=like.dtype, device=like.device)
+    return powers.view(-1, *[1] * (like.ndim - 1))
+
+
+def mean_of_others(x: Tensor, mask: Tensor) -> Tensor:
+    """For every column the mean of the other columns' entries in its row, where they are valid; 0 if none is.
+
+    A function of the other episodes alone, so as a baseline it is unbiased; the mean over all columns, the own one
+    included, would scale the gradient by (N − 1)/N. Both tensors are [T, N].
+    """
+    valid = mask.to(x.dtype)
+    x = x * valid
+    others = valid.sum(1, keepdim=True) - valid
+    return (x.sum(1, keepdim=True) - x) / others.clamp_min(1.0)
+
+
+def importance_weights(log_ratio: Tensor, per_step: bool = True) -> Tensor:
+    """ω_t = Π_{k≤t} π_θ(a_k | s_k) / π_b(a_k | s_k), or the product over the whole episode at every t; [T, N].
+
+    The target policy is in the numerator, so that E_b[ω_t] = 1. `log_ratio` [T, N] is 0 on padding.
+    """
+    return log_ratio.cumsum(0).exp() if per_step else log_ratio.sum(0).exp().expand_as(log_ratio)
+
+
+def discounted_return(rewards: Tensor, gamma: float, weights: Tensor | None = None) -> Tensor:
+    """Σ_t γ^t ω_t r_t of every episode, [N] or [N, K].
+
+    Args:
+        rewards: [T, N] or [T, N, K], 0 on padding.
+        gamma: γ in [0, 1].
+        weights: `importance_weights` [T, N]; none on the policy's own data. With them the mean over episodes of the
+            behaviour policy is an unbiased estimate of the target policy's J.
+    """
+    if weights is not None:
+        rewards = rewards * weights.view(*weights.shape, *[1] * (rewards.ndim - 2))
+    return (discount_powers(gamma, rewards) * rewards).sum(0)
+
+
+def occupancy(
+    states: Tensor,
+    actions: Tensor,
+    mask: Tensor,
+    gamma: float,
+    num_states: int,
+    num_actions: int,
+    weights: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """λ̂(s, a), the mean over episodes of Σ_t γ^t ω_t 1{s_t = s, a_t = a}, [S, A].
+
+    Args:
+        states: [T, N] integers below S.
+        actions: [T, N] integers below A.
+        mask: [T, N] bool.
+        gamma: γ in [0, 1].
+        num_states, num_actions: S and A.
+        weights: `importance_weights` [T, N]; none on the policy's own data.
+        dtype: of the result without weights; with them it is theirs.
+
+    Source: Zhang et al., arXiv:2102.08607, eq. 9; with weights Barakat et al., arXiv:2306.01854.
+    """
+    dtype = dtype if weights is None else weights.dtype
+    mass = mask.to(dtype)
+    mass = discount_powers(gamma, mass) * (mass if weights is None else mass * weights) / mask.shape[1]
+    cells = (states.long() * num_actions + actions.long()).flatten()
+    counts = torch.zeros(num_states * num_actions, dtype=dtype, device=mask.device)
+    return counts.index_add(0, cells, mass.flatten()).view(num_states, num_actions)

@@ -53,6 +53,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.squash = policy.squash_output
+        space = policy.action_space
+        self.choices = tuple(int(n) for n in space.nvec) if isinstance(space, spaces.MultiDiscrete) else ()
 
     def forward(self, observations: Observations) -> tuple[ActionDistribution, Tensor]:
         """The distribution of actions and the values [B], features that both share computed once."""
@@ -92,11 +94,22 @@ class ActorCritic(nn.Module):
         if isinstance(space, spaces.Discrete):
             return Categorical.from_logits(head)
         if isinstance(space, spaces.MultiDiscrete):
-            return MultiCategorical.from_logits(head, tuple(int(n) for n in space.nvec))
+            return MultiCategorical.from_logits(head, self.choices)
         if isinstance(space, spaces.MultiBinary):
             return Bernoulli(head)
         log_std = self.policy.log_std
         return SquashedGaussian(head, log_std) if self.squash else DiagonalGaussian(head, log_std)
+
+
+class ActionLogProb(nn.Module):
+    """log π(a | s) of an actor-critic policy, [B]; as a `Functional`, what the gradient estimators call a policy."""
+
+    def __init__(self, actor_critic: ActorCritic):
+        super().__init__()
+        self.actor_critic = actor_critic
+
+    def forward(self, observations: Observations, actions: Tensor) -> Tensor:
+        return self.actor_critic.actor(observations).log_prob(actions)
 
 
 def policy_class(policy: str | type[ActorCriticPolicy], observation_space: spaces.Space) -> type[ActorCriticPolicy]:

@@ -50,6 +50,9 @@ class Functional:
         self.module = copy.deepcopy(module)
         share_buffers(module, self.module)
         self.module.eval()
+        # Read once: walking over a module's parameters costs more than a small network.
+        self._parts = [(name, parameter.shape) for name, parameter in self.module.named_parameters()]
+        self._sizes = [parameter.numel() for parameter in self.module.parameters()]
 
     def init(self) -> Tensor:
         """θ [d] of the module as it is."""
@@ -57,7 +60,10 @@ class Functional:
 
     def unravel(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of θ by parameter name."""
-        return parameter_views(self.module, theta)
+        if theta.shape != (sum(self._sizes),):
+            return parameter_views(self.module, theta)  # which says what is wrong
+        pieces = theta.split(self._sizes)
+        return {name: piece.view(shape) for (name, shape), piece in zip(self._parts, pieces, strict=True)}
 
     def bind(self, theta: Tensor) -> Any:
         """The module with its parameters as views of θ, for plain calls until the next `bind`."""

@@ -11,12 +11,13 @@ from stable_baselines3.common.callbacks import EvalCallback
 from rlopt import ALGORITHMS, Agent
 from tests.small_envs import Walk
 
-SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 2}
+SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "num_episodes": 3, "num_small": 2, "num_initial": 4, "n_envs": 1}
+CLASSES = {cls.__name__: cls for cls in ALGORITHMS.values()}  # a name with a prefix is a class with other defaults
 
 
-@pytest.fixture(params=ALGORITHMS)
+@pytest.fixture(params=CLASSES)
 def algorithm(request):
-    return ALGORITHMS[request.param]
+    return CLASSES[request.param]
 
 
 def make(algorithm, actions="discrete", **kwargs):
@@ -41,7 +42,7 @@ def same(first, second):
 
 def test_the_name_in_the_table_is_the_class_in_lower_case():
     for name, algorithm in ALGORITHMS.items():
-        assert name == algorithm.__name__.lower()
+        assert name.removeprefix("n-") == algorithm.__name__.lower()
         assert issubclass(algorithm, Agent)
 
 
@@ -106,15 +107,15 @@ def test_logging_and_callbacks_do_not_change_training(algorithm, tmp_path):
     plain = make(algorithm).learn(64, log_interval=None)
     read = []
     watched = make(algorithm, tensorboard_log=str(tmp_path)).learn(64, lambda local, _: read.append(local["values"]) or True)
-    assert len(read) == 64
+    assert 64 <= len(read) == watched.num_timesteps
     assert torch.equal(bits(plain), bits(watched))
 
 
 def test_training_in_parts_equals_training_at_once(algorithm):
-    whole = make(algorithm, learning_rate=1e-3).learn(96)
-    parts = make(algorithm, learning_rate=1e-3).learn(32)
+    parts = make(algorithm).learn(32)
     parts.learn(64, reset_num_timesteps=False)
-    assert parts.num_timesteps == whole.num_timesteps == 96
+    whole = make(algorithm).learn(parts.num_timesteps)
+    assert parts.num_timesteps == whole.num_timesteps
     assert torch.equal(bits(whole), bits(parts))
 
 
@@ -143,7 +144,7 @@ def test_a_loaded_agent_has_the_same_state_and_predicts_the_same(algorithm, tmp_
     loaded = algorithm.load(tmp_path / "agent")
     for mine, theirs in zip(agent.state, loaded.state):
         assert same(mine, theirs)
-    assert loaded.num_timesteps == 64
+    assert loaded.num_timesteps == agent.num_timesteps >= 64
     assert loaded.hyperparameters() == agent.hyperparameters()
     observations = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     for deterministic in (True, False):

@@ -17,6 +17,7 @@ from tests.scripted_envs import Episode, FixedScript, RandomScript, ScriptedEnv,
 
 SCRIPT = RandomScript()
 NOTHING = np.zeros(2, np.int64)
+LONG = FixedScript({n: [Episode(np.eye(9, 3, k=-n, dtype=np.float32), np.ones(8), True, False)] for n in range(2)})
 
 
 class Succeeds(ScriptedEnv):
@@ -32,7 +33,7 @@ def test_the_callers_reset_options_survive_although_gymnasium_pops_the_mask() ->
     env = SyncVectorEnv(factories(SCRIPT, 2), autoreset_mode=AutoresetMode.DISABLED)
     env.reset()
     env.reset(options=options)
-    assert options == {}, "Gymnasium no longer pops the mask: the comment in GymnasiumEnvironments.step can go"
+    assert options == {}, "Gymnasium no longer pops the mask: the comment in GymnasiumEnvironments can go"
     envs = make_envs(env)
     envs.reset()
     for _ in range(40):  # many ends, each with a dictionary of its own
@@ -47,6 +48,26 @@ def test_only_finished_environments_are_reset_under_disabled() -> None:
         step = envs.step(NOTHING)
         begun = [env.number - number for env, number in zip(envs.env.envs, before, strict=True)]
         assert begun == (step.terminated | step.truncated).astype(int).tolist()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_single_environments_are_restarted_under_disabled_and_nowhere_else(asynchronous: bool) -> None:
+    for mode in AutoresetMode:
+        kwargs = {"context": "forkserver"} if asynchronous else {}
+        envs = make_envs((AsyncVectorEnv if asynchronous else SyncVectorEnv)(factories(LONG, 2), autoreset_mode=mode, **kwargs))
+        envs.reset()
+        envs.step(NOTHING)
+        assert envs.restarts_rows == (mode is AutoresetMode.DISABLED)
+        if envs.restarts_rows:
+            np.testing.assert_array_equal(envs.restart(np.array([1])), LONG.episode(1, 0).observations[[0]])
+            following = envs.step(NOTHING).observations
+            np.testing.assert_array_equal(
+                following, np.stack([LONG.episode(0, 0).observations[2], LONG.episode(1, 0).observations[1]])
+            )
+        else:
+            with pytest.raises(NotImplementedError, match="cannot restart single environments"):
+                envs.restart(np.array([1]))
+        envs.close()
 
 
 def test_an_async_environment_without_shared_memory_is_refused_under_next_step() -> None:

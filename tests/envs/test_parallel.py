@@ -30,18 +30,36 @@ class Breaks(ScriptedEnv):
 
 def test_workers_and_this_process_give_the_same_rollouts() -> None:
     makers = [lambda: gym.make("CartPole-v1")] * 3
+    random = np.random.default_rng(0)
     with closing(make_envs(makers)) as sync, closing(AsyncEnvironments(makers, 2)) as workers:
         for seed in (7, None):
             np.testing.assert_array_equal(workers.reset(seed), sync.reset(seed))
-            for t in range(50):
+            for t in range(80):
                 actions = np.array([t % 2, (t // 2) % 2, 1])
-                one, other = workers.step(actions), sync.step(actions)
+                active = None if t < 30 or not (mask := random.random(3) < 0.5).any() else mask
+                if t % 10 == 9:
+                    rows = (random.permutation(3) < 2).nonzero()[0]
+                    np.testing.assert_array_equal(workers.restart(rows), sync.restart(rows))
+                one, other = workers.step(actions, active), sync.step(actions, active)
                 for field in ("observations", "rewards", "terminated", "truncated"):
                     np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
                 assert list(one.final_rows) == list(other.final_rows)
                 if one.final_observations is not None:
                     np.testing.assert_array_equal(one.final_observations, other.final_observations)
                 assert len(one.infos) == 3
+                assert workers.episode_counters() == sync.episode_counters()
+
+
+def test_a_worker_whose_environments_all_idle_is_left_alone() -> None:
+    with closing(AsyncEnvironments([lambda n=n: Breaks(RandomScript(), n) for n in range(3)], num_workers=2)) as envs:
+        envs.reset(seed=0)
+        envs.set_attr("trouble", "raise", [2])
+        first = envs.step(np.zeros(3, np.int64), np.array([False, True, False]))
+        assert envs.get_attr("step_number", [0, 2]) == [0, 0]
+        assert first.rewards[[0, 2]].tolist() == [0.0, 0.0]
+        assert first.observations[1].any()
+        with pytest.raises(EnvironmentFault, match="the simulator is unstable"):
+            envs.step(np.zeros(3, np.int64), np.array([False, False, True]))
 
 
 def test_attributes_and_faults_cross_the_processes() -> None:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from rlopt import EnvironmentFault, make_envs
 from rlopt.envs import episode_seed
 from rlopt.envs.sync import SyncEnvironments
-from tests.scripted_envs import RandomScript, ScriptedEnv, factories
+from tests.scripted_envs import Episode, RandomScript, ScriptedEnv, factories
 
 
 def played(envs: SyncEnvironments, seed: int, num_steps: int) -> list[np.ndarray]:
@@ -109,6 +109,35 @@ def test_rewards_may_be_numbers_arrays_of_one_or_vectors_and_nothing_else() -> N
     envs.reset()
     with pytest.raises(EnvironmentFault, match=r"rewards have shape \(2, 2, 2\), expected"):
         envs.step(np.zeros(2, np.int64))
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_environments_that_are_not_active_are_not_stepped(shape: tuple[int, ...]) -> None:
+    envs = make_envs([lambda: PaysVectors(shape)] * 3)
+    assert isinstance(envs, SyncEnvironments)
+    first = envs.reset(seed=0)
+    for env in envs.envs:
+        env.number, env.episode = 9, Episode(np.eye(6, 3, dtype=np.float32), np.ones(5), True, False)
+    step = envs.step(np.zeros(3, np.int64), np.array([True, False, True]))
+    assert [env.step_number for env in envs.envs] == [1, 0, 1]
+    assert step.observations.shape == first.shape
+    assert step.rewards.shape == (3, *shape)
+    np.testing.assert_array_equal(step.observations[[0, 2]], np.eye(6, 3)[[1, 1]])
+    assert step.rewards.reshape(3, -1)[:, 0].tolist() == [1.0, 0.0, 1.0]
+    for _ in range(4):
+        step = envs.step(np.zeros(3, np.int64), np.array([False, False, True]))
+    assert step.terminated.tolist() == [False, False, True]
+    assert list(step.final_rows) == [2]
+    np.testing.assert_array_equal(step.final_observations, np.eye(6, 3)[[5]])
+
+
+def test_a_restart_begins_the_next_episodes_of_some_environments_and_leaves_the_others_alone() -> None:
+    envs, other = (make_envs([lambda: gym.make("CartPole-v1")] * 3) for _ in range(2))
+    envs.reset(seed=4)
+    other.reset(seed=4)
+    begun = other.reset()
+    np.testing.assert_array_equal(envs.restart(np.array([0, 2])), begun[[0, 2]])
+    assert envs.episode_counters() == {"run_seed": 4, "episodes": [2, 1, 2]}
 
 
 def test_attributes_and_methods_of_single_environments_are_reached_through_wrappers() -> None:

@@ -1,0 +1,102 @@
+"""Whole agents, with collector, environment and policy network: is their direction the exact gradient on average?
+
+An agent takes a few steps in a small MDP, many times with different seeds; every time its direction is compared with
+the exact gradient at its own θ_t. For unbiased directions the mean difference is 0 within its standard error, for
+N-PG-IGT up to a bias of second order in the step length, which short steps make negligible.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlopt.agents import ALGORITHMS, EpisodicAgent
+from rlopt.device import threads_for
+from rlopt.envs.tabular import TabularMDP
+from rlopt.envs.tabular_vector import TabularVectorEnv
+from rlopt.verification.checks import Check
+
+NUM_RUNS = 200
+NUM_STEPS = 4
+NUM_EPISODES = 4
+LIMIT = 5.0  # standard errors: the largest of a few entries exceeds it once in a million times
+
+# What makes an agent the algorithm of its paper, whose direction is unbiased, with steps short enough for N-PG-IGT.
+PAPER: dict[str, dict[str, Any]] = {
+    "reinforce": {"step_size": 0.05},
+    "npgigt": {"step_size": 0.02, "momentum": 0.5},
+    "harpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None},
+    "n-harpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None, "normalize": True},
+    "stormpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None, "num_initial": NUM_EPISODES},
+    "srvrpg": {"step_size": 0.2, "restart_every": NUM_STEPS, "num_small": NUM_EPISODES},
+    "nvrpg": {"step_size": 0.2, "momentum": 0.5},
+}
+
+
+def agent_check(algo: str) -> Check:
+    """The mean of d_t − ∇J(θ_t) over many runs of an agent, in standard errors, and its mean square beside vanilla's."""
+    mdp = TabularMDP.random(num_states=3, num_actions=2, horizon=4, num_terminal=1, seed=2)
+    agent = _agent(algo, mdp)
+    with threads_for(agent.state.theta):
+        return _agent_check(algo, agent, mdp)
+
+
+def _agent_check(algo: str, agent: EpisodicAgent, mdp: TabularMDP) -> Check:
+    start = agent.state.theta.clone()
+    errors, vanilla, norms, estimated = [], [], [], []
+    for seed in range(NUM_RUNS):
+        agent.set_random_seed(seed)
+        state = agent.init(start)
+        for _ in range(NUM_STEPS):
+            theta = state.theta
+            state, _ = agent.step(state, agent.collector)  # type: ignore[arg-type]
+        exact = exact_gradient(agent, mdp, theta)
+        batch = agent.batch(agent.collector, theta, state, NUM_EPISODES, stream="vanilla")  # type: ignore[arg-type]
+        errors.append(state.direction - exact)
+        vanilla.append(agent.gradient(theta, batch)[0] - exact)
+        norms.append(exact.norm())
+        estimated.append(state.direction.norm())
+    stacked = torch.stack(errors).double()
+    moving = stacked.std(0) > 1e-9  # a critic's parameters do not enter the gradient
+    z = stacked.mean(0) / (stacked.std(0).clamp_min(1e-300) / math.sqrt(NUM_RUNS))
+    ratio = float(stacked.square().sum() / torch.stack(vanilla).double().square().sum())
+    return Check(
+        f"{algo}: direction after {NUM_STEPS} steps",
+        float(torch.stack(norms).mean()),
+        float(torch.stack(estimated).mean()),
+        float(z[moving].abs().max()),
+        True,
+        LIMIT,
+        ratio,
+    )
+
+
+def exact_gradient(agent: EpisodicAgent, mdp: TabularMDP, theta: Tensor) -> Tensor:
+    """∇J_H(θ) [d] of the agent's own policy network, by dynamic programming through its action probabilities."""
+    states = torch.arange(mdp.num_states).repeat_interleave(mdp.num_actions)
+    actions = torch.arange(mdp.num_actions).repeat(mdp.num_states)
+
+    def value(parameters: Tensor) -> Tensor:
+        log_probs = agent.log_policy(parameters, states, actions)
+        return mdp.value(log_probs.double().exp().view(mdp.num_states, mdp.num_actions))
+
+    return torch.func.grad(value)(theta)
+
+
+def _agent(algo: str, mdp: TabularMDP) -> EpisodicAgent:
+    algorithm = ALGORITHMS[algo]
+    agent = algorithm(  # type: ignore[call-arg]
+        "MlpPolicy",
+        TabularVectorEnv(mdp, NUM_EPISODES),
+        seed=0,
+        device="cpu",
+        num_episodes=NUM_EPISODES,
+        gamma=mdp.gamma,
+        policy_kwargs={"net_arch": [4]},
+        **PAPER[algo],
+    )
+    assert isinstance(agent, EpisodicAgent)
+    return agent
