@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     collector, theta = make_collector()
     env = environment()
     results: dict[str, list[dict[str, float]]] = {}

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from rlopt.cli import evaluate_main, plot_main, train_main
-from rlopt.verification.verify import verify_main
+from rlopt.verification.run import verify_main
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train_main, "train an agent"),

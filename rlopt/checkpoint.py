@@ -60,7 +60,7 @@ def describe(agent: Agent) -> dict[str, Any]:
         "num_timesteps": agent.num_timesteps,
         "state": {name: value for name, value in agent.state._asdict().items() if isinstance(value, int | float)},
         "entropy": agent._entropy,
-        "batches": dict(agent._batches),
+        "batches": agent._batches_of_state,
         "environments": agent.environments.episode_counters() if agent.environments is not None else None,
     }
 
@@ -121,7 +121,7 @@ def restore(
     agent.num_timesteps = data["num_timesteps"]
     if isinstance(data.get("entropy"), int):
         agent._entropy = data["entropy"]
-    agent._batches = _batches(data)
+    agent._batches, agent._batches_of_state = _batches(data), _batches(data)
     if env is not None:
         agent.set_env(env)
         try:
@@ -161,7 +161,7 @@ def _batches(data: dict[str, Any]) -> dict[str, int]:
     batches = data.get("batches", {})
     if not isinstance(batches, dict) or any(type(count) is not int or count < 0 for count in batches.values()):
         raise ValueError(f"path: the file's numbers of batches make no sense: {batches!r}")
-    return batches
+    return dict(batches)
 
 
 def _load_tensors(agent: Agent, archive: Archive) -> None:

@@ -96,6 +96,7 @@ class Assignment:
     def begin(self) -> None:
         """Start episodes in all environments, as far as there are any left."""
         self._start(np.arange(self.envs.num_envs)[: self.num_left])
+        self._take_stock()
 
     def follow(self, step: Step, valid: Array | None) -> Played:
         """What a step of the environments is to the episodes; afterwards `active` tells who goes on.
@@ -136,6 +137,8 @@ class Assignment:
         if late[free].any():
             step = self._restarted(step, free[late[free]])
         self._start(free)
+        if len(free) < len(rows) or not self._sure:
+            self._take_stock()
         return step, rows
 
     def _start(self, rows: Array) -> None:
@@ -144,10 +147,13 @@ class Assignment:
         self._num_started += len(rows)
         self.players[episodes] = rows
         self._places[rows] = episodes
+
+    def _take_stock(self) -> None:
+        """Who plays, and for how many vector steps no episode can come to the limit."""
         self.active = self._places >= 0
         self.all_active, self.any_active = bool(self.active.all()), bool(self.active.any())
         self._idle_infos: dict[int, Info] = {row: {} for row in (~self.active).nonzero()[0].tolist()}
-        # Vector steps in which no episode can come to the limit: comparing times in every step would cost more.
+        # To compare times with the limit in every step would cost more.
         self._sure = self._limit - int(self._places.max()) // self.num_episodes
 
     def _without_idle_rows(self, step: Step, valid: Array | None) -> tuple[Step, Array]:

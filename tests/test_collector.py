@@ -230,7 +230,7 @@ def test_every_call_begins_with_fresh_episodes_and_so_do_the_steps_after_it(kind
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("horizon", [None, 4])
+@pytest.mark.parametrize("horizon", [None, 1, 4])
 @pytest.mark.parametrize("num_episodes", [2, 10])
 def test_normalisers_count_the_rows_of_episodes_and_no_others(kind: str, num_episodes: int, horizon: int | None) -> None:
     with closing(MAKERS[kind](SCRIPT, 3)) as envs:
@@ -528,6 +528,8 @@ def test_a_new_seed_begins_the_streams_again_and_a_loaded_agent_goes_on_with_the
     first, second, third = (agent.collector.episodes(agent.state.theta, 4) for _ in range(3))
     agent.set_random_seed(3)
     assert same(first, agent.collector.episodes(agent.state.theta, 4))
+    agent._adopt(agent.state)  # as after an iteration: a file holds the batches of the state in it
+    agent.collector.episodes(agent.state.theta, 4)
     agent.save(tmp_path / "agent")
     loaded = PPO.load(tmp_path / "agent", "CartPole-v1", device="cpu")
     assert loaded.collector.batches == {"episodes": 1}

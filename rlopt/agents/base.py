@@ -178,6 +178,7 @@ class Agent(ABC):
     def _adopt(self, state: Any) -> None:
         """Make `state` the agent's, the policy's parameters views of its θ."""
         self.state = state
+        self._batches_of_state = dict(self._batches)  # an iteration may draw more before the next state
         bind_parameters(self.policy, state.theta)
 
     def _adopt_given(self, state: Any) -> None:
@@ -275,8 +276,8 @@ class Agent(ABC):
             total_timesteps += self.num_timesteps
         self._total_timesteps = total_timesteps
         self._num_timesteps_at_start = self.num_timesteps
-        if reset_num_timesteps or self.collector.observations is None:
-            self.collector.reset()
+        if reset_num_timesteps:
+            self.collector.observations = None  # the next rollout begins new episodes
         if self.reward_normalizer is not None:
             self.reward_normalizer.gamma = self.gamma
         if not self._custom_logger:

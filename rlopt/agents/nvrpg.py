@@ -61,7 +61,7 @@ class NVRPG(EpisodicAgent):
         self,
         policy: str | type[ActorCriticPolicy],
         env: Any = None,
-        step_size: IterationScheduleLike = "power:0.1:2/3",
+        step_size: IterationScheduleLike = "power:0.3:1/2",
         momentum: IterationScheduleLike = "power:1:2/3",
         utility: str | Utility = "reward",
         weighting: Weighting = "doubly_robust",

@@ -7,12 +7,14 @@ trajectory or a slice that drops one show only in batches of two or more.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from rlopt.arguments import check_choice
 from rlopt.envs.tabular import TabularMDP
@@ -132,4 +134,5 @@ def _values(function: Callable[[Tensor], Tensor], pairs: Tensor) -> Tensor:
     try:
         return torch.func.vmap(function, chunk_size=CHUNK)(pairs)
     except Exception:  # whatever keeps it from being vectorised; if it is simply wrong, the loop says how
-        return torch.stack([torch.as_tensor(function(pair)) for pair in pairs])
+        bar = tqdm(pairs, desc="pairs of trajectories", disable=not sys.stderr.isatty(), leave=False)
+        return torch.stack([torch.as_tensor(function(pair)) for pair in bar])
