@@ -20,9 +20,11 @@ from torch import nn
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.policies.actor_critic import ActorCritic
 
-NUMPY_ACTIVATIONS: dict[type[nn.Module], Callable[[Array], Array]] = {
-    nn.Tanh: lambda x: np.tanh(x, out=x),
-    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
+Activation = Callable[..., Array]  # called with `out`
+Layer = tuple[Array, Array, Activation | None]  # weights [in, out], bias [out]
+NUMPY_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: lambda x, out: np.maximum(x, 0.0, out=out),
 }
 # Above this many environments torch's matrix products win over NumPy's lower cost of a call.
 NUMPY_MAX_ENVS = 128
@@ -61,7 +63,7 @@ class TorchActor:
 class NumpyActor:
     """A small MLP on the CPU: weights are NumPy views of θ, one call costs microseconds."""
 
-    def __init__(self, module: ActorCritic, layers: list[tuple[Array, Array] | Callable[[Array], Array]]):
+    def __init__(self, module: ActorCritic, layers: list[Layer]):
         self.layers = layers
         self.space = module.policy.action_space
         self.squash = module.squash
@@ -71,10 +73,13 @@ class NumpyActor:
             self.bounds = np.cumsum(self.space.nvec)[:-1]
 
     def __call__(self, observations: ArrayTree, noise: Array) -> Array:
-        x = observations
-        for layer in self.layers:
-            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else layer(x)  # type: ignore[arg-type]
-        return self._sample(x, noise)  # type: ignore[arg-type]
+        x: Any = observations
+        for weight, bias, activation in self.layers:
+            x = x.dot(weight)
+            x += bias
+            if activation is not None:
+                activation(x, out=x)
+        return self._sample(x, noise)
 
     def _sample(self, head: Array, noise: Array) -> Array:
         if isinstance(self.space, spaces.Discrete):
@@ -87,8 +92,8 @@ class NumpyActor:
         return np.stack([part.argmax(-1) for part in np.split(head + noise, self.bounds, axis=-1)], -1)
 
 
-def _numpy_layers(policy: ActorCriticPolicy) -> list[Any] | None:
-    """The actor as matrices [in, out], biases and activations, or None if it is more than a plain MLP on the CPU."""
+def _numpy_layers(policy: ActorCriticPolicy) -> list[Layer] | None:
+    """The actor layer by layer, or None if it is more than a plain MLP on the CPU."""
     space = policy.observation_space
     plain = (
         isinstance(space, spaces.Box)
@@ -99,12 +104,12 @@ def _numpy_layers(policy: ActorCriticPolicy) -> list[Any] | None:
         and type(policy.action_net) is nn.Linear
     )
     modules = [*policy.mlp_extractor.policy_net, policy.action_net] if plain else []
-    layers: list[Any] = []
+    layers: list[Layer] = []
     for module in modules:
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.bias is not None:
-            layers.append((module.weight.detach().numpy().T, module.bias.detach().numpy()))
-        elif type(module) in NUMPY_ACTIVATIONS:
-            layers.append(NUMPY_ACTIVATIONS[type(module)])
+            layers.append((module.weight.detach().numpy().T, module.bias.detach().numpy(), None))
+        elif type(module) in NUMPY_ACTIVATIONS and layers and layers[-1][2] is None:
+            layers[-1] = (*layers[-1][:2], NUMPY_ACTIVATIONS[type(module)])
         else:
             return None
     return layers or None
