@@ -4,7 +4,8 @@
 sees the trajectories that it asks for: one for its gradient and, N-HARPG, one for its Hessian-vector product. All
 trajectories of the MDP are enumerated, so the mean and the covariance of every estimator are sums, and the error's second
 moments follow from a recursion: the lines. The dots are simulations with `rlopt.updates`. What is plotted is the error over
-tr Cov(g(θ_t)), the error of a single fresh gradient; dashed is the same momentum without the method's correction.
+tr Cov(g(θ_t)), the error of a single fresh gradient; dashed is the same momentum without the method's correction. The waves
+are the turns of the circle.
 
 `python benchmarks/direction_error.py run` stores `benchmarks/results/direction_error.json` and draws
 `docs/images/direction_error.png`; `plot` only draws.

@@ -82,7 +82,10 @@ CLEANRL: dict[str, Preset] = {
 NORMALIZED: Preset = {"normalize_observations": True, "normalize_rewards": True}
 MUJOCO: Preset = {**NORMALIZED, "n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10}
 
-# Values of rl-baselines3-zoo (2026) where it has them without gSDE; `total_timesteps` is read by the command line.
+# Of agents of whole episodes; step sizes are those of benchmarks/learning.py.
+CARTPOLE_EPISODES: Preset = {"total_timesteps": 200_000, "n_envs": 10, "policy_kwargs": {"net_arch": [32, 32]}}
+
+# PPO: values of rl-baselines3-zoo (2026) where it has them without gSDE; `total_timesteps` is read by the command line.
 TUNED: dict[str, dict[str, Preset]] = {
     "ppo": {
         "CartPole-v1": {
@@ -156,7 +159,29 @@ TUNED: dict[str, dict[str, Preset]] = {
             "learning_rate": 6e-4,
             "gae_lambda": 0.98,
         },
-    }
+    },
+    "reinforce": {"CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.003}},
+    "npgigt": {"CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.1, "momentum": 0.2}},
+    "harpg": {"CartPole-v1": {**CARTPOLE_EPISODES, "num_episodes": 5, "step_size": 0.003, "momentum": 0.2}},
+    "n-harpg": {
+        "CartPole-v1": {**CARTPOLE_EPISODES, "total_timesteps": 400_000, "num_episodes": 5, "step_size": 0.3, "momentum": 0.2}
+    },
+    "stormpg": {
+        "CartPole-v1": {**CARTPOLE_EPISODES, "normalize": True, "num_initial": 20, "step_size": 0.1, "momentum": 0.2}
+    },
+    "srvrpg": {
+        "CartPole-v1": {**CARTPOLE_EPISODES, "num_episodes": 20, "num_small": 6, "restart_every": 4, "step_size": 0.003}
+    },
+    "nvrpg": {
+        "CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.1, "momentum": 0.2, "max_correction": 0.2},
+        "rlopt/Grid-v0": {
+            "total_timesteps": 200_000,
+            "n_envs": 20,
+            "num_episodes": 20,
+            "utility": "entropy",
+            "policy_kwargs": {"net_arch": []},
+        },
+    },
 }
 PRESETS = ("sb3", "cleanrl", "tuned")
 # Of names that are a class with other defaults, and how many environments the command line makes for a batch.
@@ -215,7 +240,9 @@ def with_preset(init: Callable[..., None]) -> Callable[..., None]:
             raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}{near}")
         bound = signature.bind(self, *args, **kwargs)
         preset, env = bound.arguments.get("preset"), bound.arguments.get("env")
-        values = preset_values(algorithm, preset, env) if preset is not None else {}
+        normalized = f"n-{algorithm}" if bound.arguments.get("normalize") else ""
+        name = normalized if normalized in EPISODIC else algorithm
+        values = preset_values(name, preset, env) if preset is not None else {}
         if not can_be_copied(env):
             values.pop("n_envs", None)  # the environment brings its own number
         for name, value in values.items():
