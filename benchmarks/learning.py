@@ -106,7 +106,11 @@ def train(job: Job) -> dict[str, Any]:
                 scores.append(score())
 
     began = time.perf_counter()
-    agent.learn(job.budget, callback=Evaluate())
+    diverged = False
+    try:
+        agent.learn(job.budget, callback=Evaluate())
+    except FloatingPointError:  # the last finite parameters are kept, and judged
+        diverged = True
     while len(scores) < MARKS:
         scores.append(score())
     return {
@@ -115,6 +119,7 @@ def train(job: Job) -> dict[str, Any]:
         "env_steps": agent.num_timesteps,
         "trajectories": agent.state.num_trajectories,
         "refused": agent.state.num_refused,
+        "diverged": diverged,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -134,15 +139,16 @@ def best_step_sizes(results: list[dict[str, Any]]) -> dict[tuple[str, str], floa
     return {key: max(cells, key=lambda size: float(np.mean(cells[size]))) for key, cells in means.items()}
 
 
-def jobs(purpose: str, envs: list[str], methods: list[str], num_seeds: int) -> Iterator[Job]:
-    """What is still to be done, seed by seed."""
+def jobs(purpose: str, envs: list[str], methods: list[str], num_seeds: int, step_size: float | None) -> Iterator[Job]:
+    """What is still to be done, seed by seed; at the best step sizes of tuning if none is given."""
     results = stored()
     done = {tuple(r[field] for field in Job._fields) for r in results}
     best = best_step_sizes(results)
     for env in envs:
         for seed in TUNING_SEEDS[:num_seeds] if purpose == "tune" else range(num_seeds):
             for method in methods:
-                sizes = GRID if purpose == "tune" else [best[env, method]] if (env, method) in best else []
+                chosen = best.get((env, method)) if step_size is None else step_size
+                sizes = GRID if purpose == "tune" else [] if chosen is None else [chosen]
                 yield from (job for size in sizes if (job := Job(purpose, env, method, size, seed)) not in done)
 
 
@@ -186,11 +192,14 @@ def summary(envs: list[str]) -> None:
 def claims(results: list[dict[str, Any]]) -> None:
     """The thresholds on CartPole: return at any mark, and at the last."""
     for purpose, method, least in (("run", "N-PG-IGT", 475.0), ("long", "N-HARPG", 450.0), ("long", "N-HARPG, paper", 450.0)):
-        rows = [r for r in results if (r["purpose"], r["env"], r["method"]) == (purpose, "CartPole-v1", method)]
+        of_method = [r for r in results if (r["purpose"], r["env"], r["method"]) == (purpose, "CartPole-v1", method)]
         steps = LONG if purpose == "long" else TASKS["CartPole-v1"]
-        reached = sum(max(r["scores"]) >= least for r in rows)
-        there = sum(r["scores"][-1] >= least for r in rows)
-        print(f"{method}: {reached} of {len(rows)} seeds reach {least:g} within {steps:,} steps, {there} are there at the end")
+        for size in sorted({r["step_size"] for r in of_method}):
+            rows = [r for r in of_method if r["step_size"] == size]
+            reached = sum(max(r["scores"]) >= least for r in rows)
+            there = sum(r["scores"][-1] >= least for r in rows)
+            counts = f"{reached} of {len(rows)} seeds reach {least:g} within {steps:,} steps, {there} are there at the end"
+            print(f"{method}, step size {size:g}: {counts}")
 
 
 def draw(results: list[dict[str, Any]], envs: list[str]) -> None:
@@ -231,12 +240,13 @@ def main() -> None:
     parser.add_argument("--envs", nargs="+", choices=TASKS, default=list(TASKS), metavar="ID", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="default: all")
     parser.add_argument("--num-seeds", type=int, default=10, help="seeds of the comparison, or of tuning")
+    parser.add_argument("--step-size", type=float, help="in place of the best one of tuning")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     arguments = parser.parse_args()
     if arguments.command == "summary":
         summary(arguments.envs)
         return
-    todo = list(jobs(arguments.command, arguments.envs, arguments.methods, arguments.num_seeds))
+    todo = list(jobs(arguments.command, arguments.envs, arguments.methods, arguments.num_seeds, arguments.step_size))
     print(f"{len(todo)} runs to do", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=20) as pool:

@@ -164,7 +164,7 @@ TUNED: dict[str, dict[str, Preset]] = {
     "npgigt": {"CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.1, "momentum": 0.2}},
     "harpg": {"CartPole-v1": {**CARTPOLE_EPISODES, "num_episodes": 5, "step_size": 0.003, "momentum": 0.2}},
     "n-harpg": {
-        "CartPole-v1": {**CARTPOLE_EPISODES, "total_timesteps": 400_000, "num_episodes": 5, "step_size": 0.3, "momentum": 0.2}
+        "CartPole-v1": {**CARTPOLE_EPISODES, "total_timesteps": 400_000, "num_episodes": 5, "step_size": 0.1, "momentum": 0.2}
     },
     "stormpg": {
         "CartPole-v1": {**CARTPOLE_EPISODES, "normalize": True, "num_initial": 20, "step_size": 0.1, "momentum": 0.2}

@@ -289,7 +289,7 @@ class Agent(ABC):
         if not bool(torch.isfinite(state.theta).all()):
             raise FloatingPointError(
                 f"{type(self).__name__}: the update after {self.num_timesteps} environment steps gave parameters that are "
-                "not finite; those before it are kept. Try a smaller learning_rate or normalize_rewards=True"
+                "not finite; those before it are kept. Try smaller steps or normalize_rewards=True"
             )
 
     def dump_logs(self, iteration: int = 0) -> None:
