@@ -8,8 +8,8 @@ The policy is a table of logits (a linear layer on one-hot states), the gap J* �
 the agent's action probabilities, J* the best value of a stationary policy. All methods use 20 trajectories an iteration, those
 for Hessians included (SRVR-PG 80 at a restart and 10 in between), and the leave-one-out baseline. α_t and η_t are the powers of
 2/(t + 2) of each method's theory, times α_0, which is tuned. Corrections are unbounded, as in the papers, but for "bounded",
-which is the library's default. Tuning and twenty seeds took 32 minutes of one core that was shared. What is done already is not done again: results are appended to
-benchmarks/results/sample_complexity.jsonl.
+which is the library's default. Tuning and twenty seeds took 32 minutes of one core that was shared. What is done already is
+not done again: results are appended to benchmarks/results/sample_complexity.jsonl.
 """
 
 from __future__ import annotations

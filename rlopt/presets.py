@@ -166,9 +166,7 @@ TUNED: dict[str, dict[str, Preset]] = {
     "n-harpg": {
         "CartPole-v1": {**CARTPOLE_EPISODES, "total_timesteps": 400_000, "num_episodes": 5, "step_size": 0.1, "momentum": 0.2}
     },
-    "stormpg": {
-        "CartPole-v1": {**CARTPOLE_EPISODES, "normalize": True, "num_initial": 20, "step_size": 0.1, "momentum": 0.2}
-    },
+    "stormpg": {"CartPole-v1": {**CARTPOLE_EPISODES, "normalize": True, "num_initial": 20, "step_size": 0.1, "momentum": 0.2}},
     "srvrpg": {
         "CartPole-v1": {**CARTPOLE_EPISODES, "num_episodes": 20, "num_small": 6, "restart_every": 4, "step_size": 0.003}
     },

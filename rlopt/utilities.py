@@ -25,7 +25,7 @@ class LinearUtility:
     rewards: Sequence[Sequence[float]]
 
     def __call__(self, occupancy: Tensor) -> Tensor:
-        return (occupancy * torch.as_tensor(self.rewards, dtype=occupancy.dtype, device=occupancy.device)).sum()
+        return (occupancy * table_like(occupancy, "rewards", self.rewards)).sum()
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,20 @@ class ImitationUtility:
     target: Sequence[Sequence[float]]
 
     def __call__(self, occupancy: Tensor) -> Tensor:
-        target = torch.as_tensor(self.target, dtype=occupancy.dtype, device=occupancy.device)
-        if target.shape != occupancy.shape:
-            raise ValueError(f"utility: the target has shape {tuple(target.shape)}, the occupancy {tuple(occupancy.shape)}")
+        target = table_like(occupancy, "target", self.target)
         return -(occupancy / occupancy.sum() - target).square().sum()
+
+
+def table_like(occupancy: Tensor, name: str, table: Sequence[Sequence[float]]) -> Tensor:
+    """The table [S, A] as a tensor beside the occupancy.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    tensor = torch.as_tensor(table, dtype=occupancy.dtype, device=occupancy.device)
+    if tensor.shape != occupancy.shape:
+        raise ValueError(f"utility: its {name} have shape {tuple(tensor.shape)}, the occupancy {tuple(occupancy.shape)}")
+    return tensor
 
 
 KINDS: dict[str, type[LinearUtility | EntropyUtility | ImitationUtility]] = {
@@ -89,6 +99,8 @@ def utility_gradient(utility: Utility, occupancy: Tensor) -> tuple[Tensor, Tenso
         value = utility(point)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(f"utility: expected a scalar tensor of the occupancy, got {value!r}")
+        if not value.requires_grad:
+            raise ValueError("utility: its value does not depend on the occupancy through torch operations")
         (gradient,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
     gradient = torch.zeros_like(point) if gradient is None else gradient
     if not bool(torch.isfinite(gradient).all()):

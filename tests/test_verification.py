@@ -148,6 +148,8 @@ def test_bad_input_is_named():
         rlopt.verify(plain, "gradiant")
     with pytest.raises(ValueError, match=r"estimator: expected a tensor of shape \(4,\), got \(3,\)"):
         rlopt.verify(lambda p, theta, r, g: theta[:3], show=False)
+    with pytest.raises(ValueError, match="estimator: expected it to return a tensor, got None"):
+        rlopt.verify(lambda p, theta, r, g: None, show=False)
     with pytest.raises(ZeroDivisionError):  # an estimator's own errors come through
         rlopt.verify(lambda p, theta, r, g: theta / 0 if False else 1 / 0, show=False)
 

@@ -178,7 +178,7 @@ class Agent(ABC):
     def _adopt(self, state: Any) -> None:
         """Make `state` the agent's, the policy's parameters views of its θ."""
         self.state = state
-        self._batches_of_state = dict(self._batches)  # an iteration may draw more before the next state
+        self._batches_of_state: dict[str, int] = dict(self._batches)  # an iteration may draw more before the next state
         bind_parameters(self.policy, state.theta)
 
     def _adopt_given(self, state: Any) -> None:
@@ -253,7 +253,11 @@ class Agent(ABC):
                 try:
                     state, metrics = self.step(self.state, collector)
                 except CollectionStopped:
+                    self._forget_batches()
                     break
+                except BaseException:  # a fault, or an interrupt: what was drawn of this iteration is drawn again
+                    self._forget_batches()
+                    raise
                 self._check_finite(state)
                 self._adopt(state)
                 iteration += 1
@@ -264,6 +268,11 @@ class Agent(ABC):
         if called is not None:
             called.on_training_end()
         return self
+
+    def _forget_batches(self) -> None:
+        """Put the counts of batches back to those of the state: its iteration begins anew."""
+        self._batches.clear()
+        self._batches.update(self._batches_of_state)
 
     def _begin_learning(self, total_timesteps: int, reset_num_timesteps: bool, tb_log_name: str) -> None:
         assert self.collector is not None
@@ -415,6 +424,7 @@ class Agent(ABC):
             generator.manual_seed(int(np.random.SeedSequence((entropy, index)).generate_state(1, np.uint64)[0] >> 1))
         self._entropy = entropy
         self._batches: dict[str, int] = {}  # the collector's own, kept for the next one
+        self._batches_of_state = {}
         if self.collector is not None:
             self.collector.seed = self.collector.entropy = entropy
             self.collector.batches = self._batches
@@ -468,6 +478,8 @@ class Agent(ABC):
             if exact_match and (names := weights.keys() ^ self.policy.state_dict().keys()):
                 raise ValueError(f"load_path_or_dict: 'policy' differs in these names: {sorted(names)}")
             self.policy.load_state_dict(weights, strict=exact_match)
+            if not hasattr(self.state, "moments"):  # a direction belongs to the parameters that it was made for
+                self._adopt(self.init(self.state.theta))
         if "policy.optimizer" in given and hasattr(self.state, "moments"):
             moments = {key: torch.as_tensor(value).to(self.device) for key, value in given["policy.optimizer"].items()}
             self._adopt_given(self.state._replace(moments=moments))

@@ -126,7 +126,8 @@ class EpisodicAgent(Agent):
         clip_rewards: float = 10.0,
         carry_reward_returns: bool = False,
     ):
-        self.num_episodes = num_episodes
+        check_number("num_episodes", num_episodes, positive=True, whole=True)
+        self.num_episodes = int(num_episodes)
         self.gamma = gamma
         self.baseline = baseline
         self.horizon = horizon
@@ -196,7 +197,7 @@ class EpisodicAgent(Agent):
             batch: on which the baseline learns.
             sampled: episodes of this iteration.
         """
-        refused = not bool(torch.isfinite(theta).all() & torch.isfinite(direction).all())
+        refused = not bool(torch.isfinite(direction.norm()) & torch.isfinite((theta - state.theta).norm()))
         if refused and bool(torch.isfinite(gradient).all()):
             theta, direction = state.theta.clone(), gradient
         return state._replace(
@@ -264,7 +265,9 @@ class EpisodicAgent(Agent):
 
     def _step_size(self, iteration: int) -> float:
         """α_t."""
-        return float(as_iteration_schedule("step_size", self.step_size)(iteration))
+        value = float(as_iteration_schedule("step_size", self.step_size)(iteration))
+        check_number("step_size", value, positive=True)
+        return value
 
     def _momentum(self, iteration: int) -> float:
         """η_t, at most 1; 1 in the first iteration, whose direction is its gradient."""
@@ -273,13 +276,12 @@ class EpisodicAgent(Agent):
         return 1.0 if iteration == 0 else min(1.0, value)
 
     def _check_common(self) -> None:
-        check_number("num_episodes", self.num_episodes, positive=True, whole=True)
         check_number("gamma", self.gamma, at_least=0, at_most=1)
         check_choice("baseline", self.baseline, get_args(BaselineName))
         if self.horizon is not None:
             check_number("horizon", self.horizon, positive=True, whole=True)
         self._check_leave_one_out("num_episodes", self.num_episodes)
-        check_number("step_size", self._step_size(0), positive=True)
+        self._step_size(0)
         check_number("momentum", float(as_iteration_schedule("momentum", self.momentum)(0)), positive=True)
 
     def _check_leave_one_out(self, name: str, size: int) -> None:

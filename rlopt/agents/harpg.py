@@ -67,10 +67,11 @@ class HARPG(EpisodicAgent):
     ):
         self.step_size, self.momentum, self.normalize = step_size, momentum, normalize
         self.num_hessian_episodes, self.num_points = num_hessian_episodes, num_points
+        check_number("num_episodes", common.get("num_episodes", 10), positive=True, whole=True)
         self.hvp, self.max_correction = hvp, max_correction
         self._check_hessian(common.get("num_episodes", 10))
         super().__init__(policy, env, **common)
-        self._check_leave_one_out("num_hessian_episodes", self._num_hessian_episodes // num_points)
+        self._check_leave_one_out("num_hessian_episodes / num_points", self._num_hessian_episodes // num_points)
 
     def init(self, theta: Tensor) -> EpisodicState:
         """The first state; warns if the network's curvature cannot be seen."""

@@ -119,7 +119,7 @@ class STORMPG(EpisodicAgent):
         if self.max_correction is not None:
             check_number("max_correction", self.max_correction, positive=True)
         if self.adaptive is not None:
-            if len(self.adaptive) != 3:
+            if not isinstance(self.adaptive, list | tuple) or len(self.adaptive) != 3:
                 raise ValueError(f"adaptive: expected three numbers k, m, c, got {self.adaptive!r}")
             for value in self.adaptive:
                 check_number("adaptive", value, positive=True)

@@ -18,7 +18,8 @@ from rlopt.rollout import Observations, Rollout
 BaselineName = Literal["none", "time", "leave_one_out", "linear"]
 
 OBSERVATION_BOUND = 10.0  # features are clipped here: their squares must not rule the regression
-RIDGE = 1e-5  # relative to the mean of the features' second moments
+RIDGE = 1e-5  # relative to each feature's second moment
+MAX_FEATURES = 2_000  # of a linear baseline, whose regression solves a square system of them
 
 
 class Baseline(Protocol):
@@ -107,12 +108,17 @@ class LinearBaseline:
         rows = rollout.valid_rows()
         features = self.features(rollout).flatten(0, 1)[rows].double()
         moments = features.T @ features / len(rows)
-        ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+        ridge = torch.diag(RIDGE * moments.diagonal() + 1e-12)  # a feature may be 0 everywhere
         return torch.linalg.solve(moments + ridge, features.T @ returns.flatten()[rows].double() / len(rows))
 
     def features(self, rollout: Rollout) -> Tensor:
         """[T, N, F]."""
-        states = _flat(rollout.observations).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        states = _flat(rollout.observations)
+        if 2 * states.shape[-1] > MAX_FEATURES:
+            raise ValueError(
+                f"baseline: 'linear' cannot read observations of {states.shape[-1]} numbers; use 'leave_one_out' or 'time'"
+            )
+        states = states.clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
         time = torch.arange(len(states), dtype=states.dtype, device=states.device).view(-1, 1, 1) / 100.0
         time = time.expand(*states.shape[:2], 1)
         return torch.cat([torch.ones_like(time), states, states.square(), time, time**2, time**3], -1)

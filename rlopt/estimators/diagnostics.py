@@ -41,7 +41,9 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def half_batch_noise(first: Tensor, second: Tensor, sizes: tuple[int, int]) -> Tensor:
-    """tr Cov(ḡ), where ḡ is the mean over both parts of a batch; scalar, unbiased.
+    """tr Cov(ḡ), where ḡ is the mean over both parts of a batch; scalar, unbiased if the parts are independent.
+
+    A leave-one-out baseline over the whole batch couples them a little: by 1/(N − 1)² for episodes of one length.
 
     Args:
         first, second: the gradients [d] of two disjoint parts.
@@ -54,7 +56,7 @@ def half_batch_noise(first: Tensor, second: Tensor, sizes: tuple[int, int]) -> T
 def signal_to_noise(first: Tensor, second: Tensor, sizes: tuple[int, int]) -> Tensor:
     """⟨g_a, g_b⟩ / tr Cov(ḡ): an unbiased estimate of ‖∇J‖² over that of the noise of ḡ; scalar.
 
-    Arguments as for `half_batch_noise`. Near or below 0 the gradient is noise; ±10⁶ stands for none at all.
+    Arguments and conditions as for `half_batch_noise`. Near or below 0 the gradient is noise; ±10⁶ stands for none at all.
     """
     signal = first @ second
     noise = torch.maximum(half_batch_noise(first, second, sizes), 1e-6 * signal.abs())

@@ -113,6 +113,9 @@ def moments_over_pairs(function: Callable[[Rollout], Tensor], rollout: Rollout, 
     everyone = torch.arange(len(probabilities))
     pairs = torch.cartesian_prod(everyone, everyone)
     weights = probabilities[pairs].prod(1)
+    first = function(pick(rollout, pairs[0]))
+    if not isinstance(first, Tensor):
+        raise ValueError(f"estimator: expected it to return a tensor, got {first!r}")
     values = _values(lambda pair: function(pick(rollout, pair)), pairs).detach().to(torch.float64)
     flat = values.reshape(len(values), -1)
     mean = weights @ flat
@@ -135,4 +138,4 @@ def _values(function: Callable[[Tensor], Tensor], pairs: Tensor) -> Tensor:
         return torch.func.vmap(function, chunk_size=CHUNK)(pairs)
     except Exception:  # whatever keeps it from being vectorised; if it is simply wrong, the loop says how
         bar = tqdm(pairs, desc="pairs of trajectories", disable=not sys.stderr.isatty(), leave=False)
-        return torch.stack([torch.as_tensor(function(pair)) for pair in bar])
+        return torch.stack([function(pair) for pair in bar])

@@ -255,9 +255,11 @@ def test_a_utility_that_is_a_function_trains_and_cannot_be_saved(tmp_path):
         (NPGIGT, {"momentum": 0.0}, "momentum: expected a positive number, got 0.0"),
         (NPGIGT, {"momentum": -0.5}, "momentum: expected a positive number, got -0.5"),
         (HARPG, {"momentum": float("nan")}, "momentum: expected a positive number, got nan"),
+        (HARPG, {"num_episodes": "ten"}, "num_episodes: expected a positive integer, got 'ten'"),
+        (STORMPG, {"adaptive": 3}, "adaptive: expected three numbers k, m, c, got 3"),
         (HARPG, {"hvp": "casual"}, "hvp: .* did you mean 'causal'"),
         (HARPG, {"num_hessian_episodes": 5, "num_points": 2}, "num_points: expected a divisor of .* = 5, got 2"),
-        (HARPG, {"num_points": 4}, "num_hessian_episodes: expected at least 2 with baseline='leave_one_out'"),
+        (HARPG, {"num_points": 4}, "num_hessian_episodes / num_points: expected at least 2 with baseline='leave_one_out'"),
         (HARPG, {"max_correction": 0.0}, "max_correction: expected a positive number, got 0.0"),
         (HARPG, {"steps_size": 0.1}, "HARPG has no argument 'steps_size'; did you mean 'step_size'"),
         (STORMPG, {"weighting": "per_episode"}, "weighting: expected one of"),
@@ -280,6 +282,66 @@ def test_a_momentum_schedule_that_becomes_zero_is_refused_when_it_does():
     with pytest.raises(ValueError, match=r"momentum: expected a positive number, got 0\.0"):
         agent.learn(200)
     assert agent.state.iteration == 2
+
+
+def test_a_step_size_that_becomes_negative_is_refused_when_it_does():
+    agent = make(REINFORCE, step_size=lambda t: 0.1 if t < 2 else -0.1)
+    with pytest.raises(ValueError, match=r"step_size: expected a positive number, got -0\.1"):
+        agent.learn(200)
+    assert agent.state.iteration == 2
+
+
+def test_a_stop_within_an_iteration_goes_on_as_its_file_does(tmp_path):
+    """HARPG draws two batches an iteration: a stop in the second draws the first again."""
+    for limit in range(60, 130, 10):
+        agent = make(HARPG)
+        agent.learn(10_000, callback=lambda local, _, agent=agent, limit=limit: agent.num_timesteps < limit)
+        agent.save(tmp_path / "agent")
+        loaded = HARPG.load(tmp_path / "agent", env=gymnasium_envs(2))
+        state, other = agent.state, loaded.state
+        for _ in range(3):
+            state, other = agent.step(state, agent.collector)[0], loaded.step(other, loaded.collector)[0]
+        assert torch.equal(state.theta, other.theta)
+
+
+def test_a_new_seed_is_in_the_file_with_its_own_batches(tmp_path):
+    agent = make(REINFORCE).learn(60)
+    agent.set_random_seed(5)
+    agent.save(tmp_path / "agent")
+    loaded = REINFORCE.load(tmp_path / "agent", env=gymnasium_envs(2))
+    assert torch.equal(agent.step(agent.state, agent.collector)[0].theta, loaded.step(loaded.state, loaded.collector)[0].theta)
+
+
+def test_sizes_of_numpy_are_saved(tmp_path):
+    agent = make(REINFORCE, num_episodes=np.int64(4)).learn(60)
+    agent.save(tmp_path / "agent")
+    assert REINFORCE.load(tmp_path / "agent").state.num_trajectories == agent.state.num_trajectories
+
+
+def test_new_parameters_begin_a_new_direction(algorithm):
+    agent, other = make(algorithm).learn(60), make(algorithm, seed=1).learn(60)
+    agent.set_parameters(other.get_parameters())
+    assert torch.equal(agent.state.theta, other.state.theta)
+    assert torch.equal(agent.state.previous, agent.state.theta)
+    assert agent.state.iteration == 0
+
+
+def test_gradients_too_long_for_their_norm_refuse_the_step():
+    agent = make(NPGIGT, env="rlopt/RandomMDP-v0")
+    original = agent._policy_gradient
+    agent._policy_gradient = lambda theta, batch: 1e25 * original(theta, batch)
+    following, _ = agent.step(agent.state, agent.collector)
+    assert torch.equal(following.theta, agent.state.theta)
+    assert following.num_refused == 1
+
+
+def test_the_linear_baseline_refuses_images():
+    class Camera(Walk):
+        def __init__(self):
+            super().__init__("image")
+
+    with pytest.raises(ValueError, match=r"baseline: 'linear' cannot read observations of 1296 numbers"):
+        make(REINFORCE, Camera, baseline="linear", policy_kwargs={"normalize_images": True}).learn(10)
 
 
 def test_a_kinked_network_warns_for_hessians():
