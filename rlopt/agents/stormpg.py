@@ -73,7 +73,7 @@ class STORMPG(EpisodicAgent):
 
     def init(self, theta: Tensor) -> STORMState:
         """The first state."""
-        return STORMState(*self.first_state(theta), torch.zeros((), device=theta.device))
+        return STORMState(**self.first_state(theta)._asdict(), squares=torch.zeros((), device=theta.device))
 
     def step(self, state: STORMState, collector: Collector) -> tuple[STORMState, Metrics]:
         """One iteration: episodes at θ_t, their gradient there and at θ_{t−1}, a step."""
