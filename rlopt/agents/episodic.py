@@ -23,6 +23,7 @@ from rlopt.estimators import (
     BaselineName,
     Policy,
     RewardToGo,
+    Weighting,
     cosine,
     effective_sample_size,
     half_batch_noise,
@@ -64,6 +65,10 @@ class Batch(NamedTuple):
     def num_episodes(self) -> int:
         """N."""
         return self.rollout.mask.shape[1]
+
+    def weighted(self, weighting: Weighting) -> Batch:
+        """The same with importance weights of this kind."""
+        return self._replace(psi=self.psi.weighted(weighting))
 
     def columns(self, index: slice) -> Batch:
         """These episodes."""
@@ -186,6 +191,11 @@ class EpisodicAgent(Agent):
             "signal_to_noise": signal_to_noise(first, second, sizes),
         }
 
+    def weighted_difference(self, gradient: Tensor, previous: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """g(θ_t) − ĝ(θ_{t−1}) [d], both on the episodes of θ_t, and the instruments of the weights back to θ_{t−1}."""
+        weights, _ = self.weight_instruments(previous, batch.rollout)
+        return gradient - self._policy_gradient(previous, batch), weights
+
     def advance(self, state: Any, theta: Tensor, direction: Tensor, gradient: Tensor, batch: Batch, sampled: int) -> Any:
         """The state at θ_{t+1}; refuses a step that is not finite and begins the direction anew instead.
 
@@ -207,7 +217,7 @@ class EpisodicAgent(Agent):
             baseline=self.baseline_function.fit(state.baseline, batch.rollout, batch.returns),
             travelled=state.travelled + (theta - state.theta).norm(),
             iteration=state.iteration + 1,
-            num_trajectories=state.num_trajectories + sampled,
+            num_trajectories=state.num_trajectories + int(sampled),
             num_refused=state.num_refused + refused,
         )
 

@@ -111,7 +111,7 @@ class HARPG(EpisodicAgent):
         for q in self._fractions(state.iteration):
             point = torch.lerp(state.previous, state.theta, q)
             batch = self.batch(collector, point, state, size, stream="hessian")
-            psi = batch.psi.weighted(WEIGHTING[self.hvp])
+            psi = batch.weighted(WEIGHTING[self.hvp]).psi
             total += hessian_vector_product(self.log_policy, point, batch.rollout, psi, vector)
         return total / self.num_points, size * self.num_points
 

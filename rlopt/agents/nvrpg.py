@@ -98,10 +98,8 @@ class NVRPG(EpisodicAgent):
         correction: Tensor | float = 0.0
         if eta < 1.0:
             before = self.batch_of(rollout, self._rewards(rollout, state.quasi_rewards_before), state)
-            psi = before.psi.weighted(self.weighting)
-            difference = gradient - self._policy_gradient(state.previous, before._replace(psi=psi))
+            difference, weights = self.weighted_difference(gradient, state.previous, before.weighted(self.weighting))
             correction = bounded_correction(difference, state.direction, self.max_correction)
-            weights, _ = self.weight_instruments(state.previous, rollout)
             metrics |= {**weights, "correction_norm": correction.norm()}
         direction = corrected_momentum(state.direction, gradient, correction, eta)
         theta = normalized_step(state.theta, direction, alpha)

@@ -63,8 +63,7 @@ class SRVRPG(EpisodicAgent):
         gradient, metrics = self.gradient(state.theta, batch)
         correction: Tensor | float = 0.0
         if not restart:
-            correction = gradient - self._policy_gradient(state.previous, batch)
-            weights, _ = self.weight_instruments(state.previous, batch.rollout)
+            correction, weights = self.weighted_difference(gradient, state.previous, batch)
             metrics |= {**weights, "correction_norm": correction.norm()}
         direction = corrected_momentum(state.direction, gradient, correction, float(restart))
         truncated = self.radius is not None and bool(alpha * direction.norm() > self.radius)

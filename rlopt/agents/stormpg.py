@@ -86,10 +86,8 @@ class STORMPG(EpisodicAgent):
         eta, alpha = self._rates(t, state.squares, squares)
         correction: Tensor | float = 0.0
         if eta < 1.0:
-            psi = batch.psi.weighted(self.weighting)
-            difference = gradient - self._policy_gradient(state.previous, batch._replace(psi=psi))
+            difference, weights = self.weighted_difference(gradient, state.previous, batch.weighted(self.weighting))
             correction = bounded_correction(difference, state.direction, self.max_correction)
-            weights, _ = self.weight_instruments(state.previous, batch.rollout)
             metrics |= {**weights, "correction_norm": correction.norm()}
             metrics["correction_bounded"] = (correction.norm() < 0.999 * difference.norm()).to(difference.dtype)
         direction = corrected_momentum(state.direction, gradient, correction, eta)

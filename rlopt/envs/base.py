@@ -56,7 +56,7 @@ class Environments(ABC):
     _reuse_warned = False
 
     def __init__(self, num_envs: int, observation_space: spaces.Space, action_space: spaces.Space, name: str):
-        self.num_envs = num_envs
+        self.num_envs = int(num_envs)  # of NumPy, it would make counters that JSON does not hold
         self.encoder = ObservationEncoder(observation_space)
         self.decoder = ActionDecoder(action_space)
         self.name = name

@@ -313,9 +313,10 @@ def test_a_new_seed_is_in_the_file_with_its_own_batches(tmp_path):
 
 
 def test_sizes_of_numpy_are_saved(tmp_path):
-    agent = make(REINFORCE, num_episodes=np.int64(4)).learn(60)
+    four = np.int64(4)
+    agent = make(HARPG, "CartPole-v1", num_episodes=four, num_hessian_episodes=four, n_envs=four).learn(60)
     agent.save(tmp_path / "agent")
-    assert REINFORCE.load(tmp_path / "agent").state.num_trajectories == agent.state.num_trajectories
+    assert HARPG.load(tmp_path / "agent").state.num_trajectories == agent.state.num_trajectories
 
 
 def test_new_parameters_begin_a_new_direction(algorithm):
