@@ -61,7 +61,7 @@ class TorchActor:
 
 
 class NumpyActor:
-    """A small MLP on the CPU: weights are NumPy views of θ, one call costs microseconds."""
+    """A small MLP on the CPU, as NumPy arrays: one call costs microseconds."""
 
     def __init__(self, module: ActorCritic, layers: list[Layer]):
         self.layers = layers
@@ -107,7 +107,8 @@ def _numpy_layers(policy: ActorCriticPolicy) -> list[Layer] | None:
     layers: list[Layer] = []
     for module in modules:
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.bias is not None:
-            layers.append((module.weight.detach().numpy().T, module.bias.detach().numpy(), None))
+            weight = np.ascontiguousarray(module.weight.detach().numpy().T)
+            layers.append((weight, module.bias.detach().numpy(), None))
         elif type(module) in NUMPY_ACTIVATIONS and layers and layers[-1][2] is None:
             layers[-1] = (*layers[-1][:2], NUMPY_ACTIVATIONS[type(module)])
         else:
