@@ -69,6 +69,23 @@ EPISODIC_LAYOUT: Layout = {
     },
     **TIME,
 }
+# Instruments that not all of these agents have.
+WEIGHTS = ("train/weights_ess", "train/weights_max", "train/weights_mean")
+HESSIAN = ("train/hvp_norm", "train/hvp_ratio")
+LOOKAHEAD = ("train/return_lookahead", "train/lookahead_distance")
+CORRECTION = ("train/correction_norm",)
+BOUND = ("train/correction_bounded",)
+TRUNCATION = ("train/truncated_fraction",)
+
+
+def episodic_layout(*own: tuple[str, ...]) -> Layout:
+    """The charts for an agent of whole episodes with these instruments beside those that all have; none stays empty."""
+    missing = {*WEIGHTS, *HESSIAN, *LOOKAHEAD, *CORRECTION, *BOUND, *TRUNCATION} - {key for keys in own for key in keys}
+    pages = {}
+    for page, charts in EPISODIC_LAYOUT.items():
+        kept = {title: [kind, [key for key in keys if key not in missing]] for title, (kind, keys) in charts.items()}
+        pages[page] = {title: chart for title, chart in kept.items() if chart[1]}
+    return pages
 
 
 def record_iteration(logger: Logger, metrics: Metrics, timers: Timers, seconds: float) -> None:

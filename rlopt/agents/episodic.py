@@ -33,7 +33,7 @@ from rlopt.estimators import (
     reward_to_go,
     signal_to_noise,
 )
-from rlopt.logging import EPISODIC_LAYOUT, Layout, Metrics
+from rlopt.logging import Layout, Metrics, episodic_layout
 from rlopt.policies.actor_critic import ActionLogProb, ActorCritic
 from rlopt.policies.functional import Functional
 from rlopt.rollout import Rollout
@@ -102,7 +102,7 @@ class EpisodicAgent(Agent):
         carry_reward_returns: the running return of reward normalisation goes on over episode ends.
     """
 
-    layout: ClassVar[Layout] = EPISODIC_LAYOUT
+    layout: ClassVar[Layout] = episodic_layout()
 
     step_size: IterationScheduleLike
     momentum: IterationScheduleLike = 1.0

@@ -14,7 +14,7 @@ from rlopt.agents.episodic import EpisodicAgent, EpisodicState
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import Weighting, hessian_vector_product
-from rlopt.logging import Metrics
+from rlopt.logging import BOUND, CORRECTION, HESSIAN, Metrics, episodic_layout
 from rlopt.presets import with_preset
 from rlopt.schedules import IterationScheduleLike
 from rlopt.updates import bounded_correction, corrected_momentum, normalized_step, scaled_step
@@ -50,6 +50,8 @@ class HARPG(EpisodicAgent):
         max_correction: the correction's length is at most this times the direction's. A bias that learning on long
             episodes needs; None is the paper's algorithm.
     """
+
+    layout = episodic_layout(HESSIAN, CORRECTION, BOUND)
 
     @with_preset
     def __init__(

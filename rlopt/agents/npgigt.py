@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlopt.agents.episodic import EpisodicAgent, EpisodicState
 from rlopt.collector import Collector
-from rlopt.logging import Metrics
+from rlopt.logging import LOOKAHEAD, WEIGHTS, Metrics, episodic_layout
 from rlopt.presets import with_preset
 from rlopt.schedules import IterationScheduleLike
 from rlopt.updates import corrected_momentum, lookahead, normalized_step
@@ -27,6 +27,8 @@ class NPGIGT(EpisodicAgent):
             function of t. The paper's is "power:VALUE:1", whose path is finite in practice: 2 · VALUE · ln t.
         momentum: η_t in (0, 1], the weight of the fresh gradient; a schedule, as `step_size`. The paper's is the default.
     """
+
+    layout = episodic_layout(LOOKAHEAD, WEIGHTS)
 
     @with_preset
     def __init__(

@@ -13,7 +13,7 @@ from rlopt.agents.episodic import EpisodicAgent
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import Weighting, importance_weights, log_ratio, occupancy
-from rlopt.logging import Metrics
+from rlopt.logging import CORRECTION, WEIGHTS, Metrics, episodic_layout
 from rlopt.presets import with_preset
 from rlopt.rollout import Rollout
 from rlopt.schedules import IterationScheduleLike
@@ -55,6 +55,8 @@ class NVRPG(EpisodicAgent):
             the whole "trajectory" as in the paper.
         max_correction: the correction's length is at most this times the direction's; None is the paper's algorithm.
     """
+
+    layout = episodic_layout(WEIGHTS, CORRECTION)
 
     @with_preset
     def __init__(

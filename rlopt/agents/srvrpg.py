@@ -10,7 +10,7 @@ from torch import Tensor
 from rlopt.agents.episodic import EpisodicAgent, EpisodicState
 from rlopt.arguments import check_number
 from rlopt.collector import Collector
-from rlopt.logging import Metrics
+from rlopt.logging import CORRECTION, TRUNCATION, WEIGHTS, Metrics, episodic_layout
 from rlopt.presets import with_preset
 from rlopt.schedules import IterationScheduleLike
 from rlopt.updates import corrected_momentum, scaled_step, truncated_step
@@ -29,6 +29,8 @@ class SRVRPG(EpisodicAgent):
         radius: δ, no step is longer; None for plain steps. 1/(2H) for episodes of H steps keeps importance weights
             within e, in theory.
     """
+
+    layout = episodic_layout(WEIGHTS, CORRECTION, TRUNCATION)
 
     @with_preset
     def __init__(

@@ -12,7 +12,7 @@ from rlopt.agents.episodic import EpisodicAgent
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import Weighting
-from rlopt.logging import Metrics
+from rlopt.logging import BOUND, CORRECTION, WEIGHTS, Metrics, episodic_layout
 from rlopt.presets import with_preset
 from rlopt.schedules import IterationScheduleLike
 from rlopt.updates import bounded_correction, corrected_momentum, normalized_step, scaled_step
@@ -51,6 +51,8 @@ class STORMPG(EpisodicAgent):
         adaptive: three numbers k, m, c for IS-MBPG's α_t = k / (m + Σ_i ‖g_i‖²)^(1/3) and η_{t+1} = min(1, c α_t²) in
             place of `step_size` and `momentum`.
     """
+
+    layout = episodic_layout(WEIGHTS, CORRECTION, BOUND)
 
     @with_preset
     def __init__(
