@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "N-HARPG, paper": ("harpg", {**MOMENTUM, **SPLIT, "normalize": True, "max_correction": None}),
     "STORM-PG": ("stormpg", {**MOMENTUM, "num_initial": 20}),
     "N-STORM-PG": ("stormpg", {**MOMENTUM, "num_initial": 20, "normalize": True}),
-    "SRVR-PG": ("srvrpg", {"num_episodes": 20, "num_small": 6, "restart_every": 4}),
+    "SRVR-PG": ("srvrpg", {"num_episodes": 20, "num_small": 6, "restart_every": 4, "radius": None}),
     "N-VR-PG, paper": ("nvrpg", MOMENTUM),
 }
 

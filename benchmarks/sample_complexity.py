@@ -52,7 +52,7 @@ METHODS = {
     "REINFORCE": Method("reinforce", "2/3", {}),
     "HARPG": Method("harpg", "1/2", {"momentum": "power:1:1", **UNBOUNDED, **SPLIT}),
     "STORM-PG": Method("stormpg", "2/3", {"momentum": "power:1:2/3", **UNBOUNDED}),
-    "SRVR-PG": Method("srvrpg", "0", {"num_episodes": 4 * BATCH, "num_small": BATCH // 2, "restart_every": 8}),
+    "SRVR-PG": Method("srvrpg", "0", {"num_episodes": 4 * BATCH, "num_small": BATCH // 2, "restart_every": 8, "radius": None}),
     "normalised REINFORCE": Method("reinforce", "1", {"normalize": True}),
     "normalised momentum": Method("reinforce", "1", {"normalize": True, "momentum": "power:1:2/3"}),
     "N-PG-IGT": Method("npgigt", "1", {"momentum": "power:1:4/5"}),

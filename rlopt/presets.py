@@ -168,7 +168,14 @@ TUNED: dict[str, dict[str, Preset]] = {
     },
     "stormpg": {"CartPole-v1": {**CARTPOLE_EPISODES, "normalize": True, "num_initial": 20, "step_size": 0.1, "momentum": 0.2}},
     "srvrpg": {
-        "CartPole-v1": {**CARTPOLE_EPISODES, "num_episodes": 20, "num_small": 6, "restart_every": 4, "step_size": 0.003}
+        "CartPole-v1": {
+            **CARTPOLE_EPISODES,
+            "num_episodes": 20,
+            "num_small": 6,
+            "restart_every": 4,
+            "step_size": 0.003,
+            "radius": None,
+        }
     },
     "nvrpg": {
         "CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.1, "momentum": 0.2, "max_correction": 0.2},

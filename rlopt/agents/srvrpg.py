@@ -26,8 +26,8 @@ class SRVRPG(EpisodicAgent):
             function of t.
         restart_every: m, iterations of an epoch, the restart included.
         num_small: B, episodes of an iteration between restarts; `num_episodes` is N, those of a restart.
-        radius: δ, no step is longer; None for plain steps. 1/(2H) for episodes of H steps keeps importance weights
-            within e, in theory.
+        radius: δ, no step is longer; None for plain steps, the algorithm of the first paper, which large returns throw
+            off. 1/(2H) for episodes of H steps keeps importance weights within e, in theory.
     """
 
     layout = episodic_layout(WEIGHTS, CORRECTION, TRUNCATION)
@@ -40,7 +40,7 @@ class SRVRPG(EpisodicAgent):
         step_size: IterationScheduleLike = 0.01,
         restart_every: int = 5,
         num_small: int = 5,
-        radius: float | None = None,
+        radius: float | None = 0.1,
         **common: Any,
     ):
         self.step_size, self.restart_every, self.num_small, self.radius = step_size, restart_every, num_small, radius
