@@ -194,6 +194,7 @@ def test_storm_fails_with_gradients_that_forget_the_weights(monkeypatch):
 
     monkeypatch.setattr(stormpg.STORMPG, "_policy_gradient", on_policy)
     monkeypatch.setitem(of_agents.PAPER, "stormpg", {**of_agents.PAPER["stormpg"], "step_size": 1.0})
+    monkeypatch.setattr(of_agents, "NUM_RUNS", 800)
     assert not agent_check("stormpg").passed
 
 

@@ -31,7 +31,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "harpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None},
     "n-harpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None, "normalize": True},
     "stormpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None, "num_initial": NUM_EPISODES},
-    "srvrpg": {"step_size": 0.2, "restart_every": NUM_STEPS, "num_small": NUM_EPISODES},
+    "srvrpg": {"step_size": 0.2, "restart_every": NUM_STEPS, "num_small": NUM_EPISODES, "radius": None},
     "nvrpg": {"step_size": 0.2, "momentum": 0.5},
 }
 
