@@ -46,6 +46,20 @@ LAYOUT: Layout = {
     },
     **TIME,
 }
+STATEFUL_LAYOUT: Layout = {
+    **LEARNING,
+    "2 Is the update sound?": {
+        "approximate KL of action and memory": ["Multiline", ["train/approx_kl", "train/approx_kl_memory"]],
+        "clip fraction of action and memory": ["Multiline", ["train/clip_fraction", "train/clip_fraction_memory"]],
+        "explained variance": ["Multiline", ["train/explained_variance"]],
+        "gradient norm before clipping": ["Multiline", ["train/grad_norm"]],
+    },
+    "3 Losses": {
+        **LAYOUT["3 Losses"],
+        "standard deviation of the memory": ["Multiline", ["train/memory_std"]],
+    },
+    **TIME,
+}
 # For agents of whole episodes, whose update is one step along one direction.
 EPISODIC_LAYOUT: Layout = {
     "1 Is it learning?": {

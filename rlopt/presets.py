@@ -189,8 +189,8 @@ TUNED: dict[str, dict[str, Preset]] = {
     },
 }
 PRESETS = ("sb3", "cleanrl", "tuned")
-# Of names that are a class with other defaults, and how many environments the command line makes for a batch.
-EPISODIC: dict[str, Preset] = {
+# Defaults of names on the command line: environments side by side, and what a name with a prefix stands for.
+BASE: dict[str, Preset] = {
     "reinforce": {"n_envs": 10},
     "npgigt": {"n_envs": 10},
     "harpg": {"n_envs": 10},
@@ -198,6 +198,7 @@ EPISODIC: dict[str, Preset] = {
     "stormpg": {"n_envs": 10},
     "srvrpg": {"n_envs": 10},
     "nvrpg": {"n_envs": 10},
+    "s2pg": {"n_envs": 16, "n_steps": 128},
 }
 
 
@@ -215,7 +216,7 @@ def preset_values(algorithm: str, preset: str, env: Any) -> Preset:
         ValueError: an unknown preset (the nearest is named), or "cleanrl" for an algorithm that CleanRL has not.
     """
     check_choice("preset", preset, PRESETS)
-    base = dict(SB3.get(algorithm) or EPISODIC.get(algorithm, {}))
+    base = dict(SB3.get(algorithm) or BASE.get(algorithm, {}))
     if preset == "tuned":
         return base | TUNED.get(algorithm, {}).get(task_of(env)[0], {})
     if preset == "cleanrl":
@@ -246,7 +247,7 @@ def with_preset(init: Callable[..., None]) -> Callable[..., None]:
         bound = signature.bind(self, *args, **kwargs)
         preset, env = bound.arguments.get("preset"), bound.arguments.get("env")
         normalized = f"n-{algorithm}" if bound.arguments.get("normalize") else ""
-        name = normalized if normalized in EPISODIC else algorithm
+        name = normalized if normalized in BASE else algorithm
         values = preset_values(name, preset, env) if preset is not None else {}
         if not can_be_copied(env):
             values.pop("n_envs", None)  # the environment brings its own number

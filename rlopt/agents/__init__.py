@@ -7,6 +7,7 @@ from rlopt.agents.npgigt import NPGIGT
 from rlopt.agents.nvrpg import NVRPG
 from rlopt.agents.ppo import PPO
 from rlopt.agents.reinforce import REINFORCE
+from rlopt.agents.s2pg import S2PG
 from rlopt.agents.srvrpg import SRVRPG
 from rlopt.agents.stormpg import STORMPG
 
@@ -20,6 +21,7 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "stormpg": STORMPG,
     "srvrpg": SRVRPG,
     "nvrpg": NVRPG,
+    "s2pg": S2PG,
 }
 
-__all__ = ["ALGORITHMS", "HARPG", "NPGIGT", "NVRPG", "PPO", "REINFORCE", "SRVRPG", "STORMPG", "Agent", "EpisodicAgent"]
+__all__ = ["ALGORITHMS", "HARPG", "NPGIGT", "NVRPG", "PPO", "REINFORCE", "S2PG", "SRVRPG", "STORMPG", "Agent", "EpisodicAgent"]

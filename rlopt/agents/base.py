@@ -8,30 +8,33 @@ import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import configure_logger, is_vectorized_observation, safe_mean, set_random_seed
+from stable_baselines3.common.utils import configure_logger, safe_mean, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
 from rlopt import archive, checkpoint
 from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback, listening
-from rlopt.arguments import check_number, state_inherited_arguments
+from rlopt.arguments import check_choice, check_number, state_inherited_arguments
 from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
 from rlopt.device import threads_for, usable_device
 from rlopt.envs.base import Environments, episode_seed, fresh_seed
 from rlopt.envs.facade import as_vec_env
+from rlopt.envs.memory import Memory, MemoryActions, MemoryState
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
 from rlopt.envs.vector import Backend, can_be_copied, make_envs
 from rlopt.logging import LAYOUT, Layout, Metrics, add_configuration, add_first_page, record_iteration
-from rlopt.policies import POLICY_ALIASES, ActorCritic, Functional, bind_parameters, draw_noise, make_policy
+from rlopt.policies import POLICY_ALIASES, Functional, bind_parameters, make_policy
+from rlopt.policies.stateful import MemoryName, as_actor_critic, make_stateful_policy
+from rlopt.prediction import Predictor
 from rlopt.rollout import Observations
 from rlopt.schedules import Schedule, ScheduleLike, as_schedule
 from rlopt.statistics import EpisodeStatistics
@@ -90,6 +93,8 @@ class Agent(ABC):
         clip_observations: float,
         clip_rewards: float,
         carry_reward_returns: bool,
+        memory: MemoryName | None = None,
+        memory_size: int = 0,
     ) -> None:
         """Store what all agents have and, if there is an environment, build everything."""
         self.policy_class: Any = policy
@@ -105,6 +110,9 @@ class Agent(ABC):
         self.normalize_observations, self.normalize_rewards = normalize_observations, normalize_rewards
         self.clip_observations, self.clip_rewards = clip_observations, clip_rewards
         self.carry_reward_returns = carry_reward_returns
+        if memory is not None:
+            check_choice("memory", memory, get_args(MemoryName))
+        self.memory, self.memory_size = memory, memory_size
         self.env: VecEnv | None = None
         self.environments: Environments | None = None
         self.collector: Collector | None = None
@@ -124,15 +132,19 @@ class Agent(ABC):
         self.encoder, self.decoder = ObservationEncoder(observation_space), ActionDecoder(action_space)
         self.generators = {name: torch.Generator() for name in ("actions", "minibatches", "prediction")}
         self.set_random_seed(self.seed)
-        self.policy = make_policy(
-            self.policy_class, self.encoder.space, self.decoder.space, self.lr_schedule(1.0), self.policy_kwargs
-        )
+        arguments = self.policy_class, self.encoder.space, self.decoder.space, self.lr_schedule(1.0), self.policy_kwargs
+        self.policy = make_policy(*arguments) if self.memory is None else make_stateful_policy(*arguments, self.memory_size)
         self.policy.to(self.device)
         self.observation_normalizer = (
-            ObservationNormalizer(self.encoder.space, self.clip_observations) if self.normalize_observations else None
+            ObservationNormalizer(self.policy.observation_space, self.clip_observations)
+            if self.normalize_observations
+            else None
         )
         self.reward_normalizer: RewardNormalizer | None = None
-        self.functional = Functional(ActorCritic(self.policy))
+        self._predictor = Predictor(
+            self.policy, self.encoder, self.decoder, self.generators["prediction"], self.observation_normalizer
+        )
+        self.functional = Functional(as_actor_critic(self.policy))
         self._adopt(self.init(self.functional.init()))
 
     def _attach(self, environments: Environments) -> None:
@@ -148,8 +160,11 @@ class Agent(ABC):
             self.reward_normalizer = self._make_reward_normalizer(self.n_envs)
             if previous is not None:
                 self.reward_normalizer.load_state(previous.state())
+        space = self.policy.action_space
         self.collector = Collector(
-            environments,
+            Memory(environments, space.memory_size, self.policy.squash_output)
+            if isinstance(space, MemoryActions)
+            else environments,
             self.functional,
             self.generators["actions"],
             self.statistics,
@@ -189,9 +204,9 @@ class Agent(ABC):
         self._adopt(state)
 
     @cached_property
-    def actor_critic(self) -> ActorCritic:
+    def actor_critic(self) -> Any:
         """The agent's own policy as a function to (distribution, values)."""
-        return ActorCritic(self.policy)
+        return as_actor_critic(self.policy)
 
     # ------------------------------------------------------------------ learning
 
@@ -318,7 +333,6 @@ class Agent(ABC):
 
     # ------------------------------------------------------------------ prediction
 
-    @torch.no_grad()
     def predict(
         self,
         observation: Any,
@@ -326,47 +340,29 @@ class Agent(ABC):
         episode_start: Array | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[Array, ...] | None]:
-        """The action for one observation, or for a batch of them, and the memory (None here).
+        """The action for one observation, or for a batch of them, and what the policy remembers after it.
 
         The agent's own observation normalisation is applied, with statistics as they are. Sampling uses a generator
         of its own, so that evaluation never changes training.
 
         Args:
             observation: as the environment gives it, [*obs] or [n, *obs], nested as the space is.
-            state: memory of a stateful policy; unused here.
-            episode_start: [n], where memory starts anew; unused here.
-            deterministic: take the most likely action.
+            state: what the call before returned, of a policy with memory; None begins an episode. Others ignore it.
+            episode_start: [n] bool, where memory begins anew.
+            deterministic: take the most likely action, and the mean of the next memory.
 
         Returns:
-            The action as the environment wants it, [*act] or [n, *act], and None.
+            The action as the environment wants it, [*act] or [n, *act], and the state for the next call, a `MemoryState`
+            of n rows; None without memory.
 
         Raises:
-            ValueError: an observation of another shape, or the pair (observation, info) of a Gymnasium reset.
+            ValueError: an observation or state of another shape, or the pair (observation, info) of a Gymnasium reset.
         """
-        if isinstance(observation, tuple) and not isinstance(self.observation_space, spaces.Tuple):
-            raise ValueError(
-                "observation: got a tuple, expected an array or a dict. Gymnasium's reset returns (observation, info) and "
-                "its step five values; pass the first of them"
-            )
-        self.policy.set_training_mode(False)
-        try:
-            encoded = self.encoder(observation)
-            # before normalisation, which would broadcast
-            is_vectorized_observation(encoded, self.encoder.space)  # type: ignore[arg-type]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"observation: expected {self.observation_space}, or a batch of that: {error}") from error
-        if self.observation_normalizer is not None:
-            encoded = self.observation_normalizer(encoded)
-        tensors, batched = self.policy.obs_to_tensor(encoded)
-        distribution = self.actor_critic.actor(tensors)
-        if deterministic:
-            actions = distribution.mode()
-        else:
-            size = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
-            noise = draw_noise(self.decoder.space, (size,), self.generators["prediction"])
-            actions = distribution.sample(noise.to(self.device))
-        decoded = self.decoder(actions.cpu().numpy(), self.policy.squash_output)
-        return (decoded if batched else np.asarray(decoded[0])), None
+        return self._predictor(observation, state, episode_start, deterministic)
+
+    def initial_state(self, num: int = 1) -> MemoryState | None:
+        """What `predict` takes as the state at the start of `num` episodes; None without memory."""
+        return self._predictor.initial_state(num)
 
     def as_tensors(self, observations: ArrayTree) -> Observations:
         """Encoded observations as tensors on the agent's device."""
@@ -396,9 +392,9 @@ class Agent(ABC):
         ):
             if mine != theirs:
                 raise ValueError(f"env: its {field} is {theirs}, the agent's is {mine}")
-        previous = self.collector
+        previous, same = self.collector, self.environments is environments
         self._attach(environments)
-        if not force_reset and previous is not None and previous.envs is environments:
+        if not force_reset and previous is not None and same:
             assert self.collector is not None
             self.collector.observations, self.collector.reset_pending = previous.observations, previous.reset_pending
 

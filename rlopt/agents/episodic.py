@@ -34,8 +34,9 @@ from rlopt.estimators import (
     signal_to_noise,
 )
 from rlopt.logging import Layout, Metrics, episodic_layout
-from rlopt.policies.actor_critic import ActionLogProb, ActorCritic
+from rlopt.policies.actor_critic import ActionLogProb
 from rlopt.policies.functional import Functional
+from rlopt.policies.stateful import MemoryName, as_actor_critic
 from rlopt.rollout import Rollout
 from rlopt.schedules import IterationScheduleLike, as_iteration_schedule
 
@@ -100,6 +101,8 @@ class EpisodicAgent(Agent):
         normalize_rewards: divide by the running standard deviation of the discounted return.
         clip_observations, clip_rewards: bounds after normalisation.
         carry_reward_returns: the running return of reward normalisation goes on over episode ends.
+        memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
+        memory_size: units of its recurrent kernel.
     """
 
     layout: ClassVar[Layout] = episodic_layout()
@@ -130,6 +133,8 @@ class EpisodicAgent(Agent):
         clip_observations: float = 10.0,
         clip_rewards: float = 10.0,
         carry_reward_returns: bool = False,
+        memory: MemoryName | None = None,
+        memory_size: int = 16,
     ):
         check_number("num_episodes", num_episodes, positive=True, whole=True)
         self.num_episodes = int(num_episodes)
@@ -155,6 +160,8 @@ class EpisodicAgent(Agent):
             clip_observations=clip_observations,
             clip_rewards=clip_rewards,
             carry_reward_returns=carry_reward_returns,
+            memory=memory,
+            memory_size=memory_size,
         )
 
     def first_state(self, theta: Tensor) -> EpisodicState:
@@ -263,7 +270,7 @@ class EpisodicAgent(Agent):
     @cached_property
     def log_policy(self) -> Policy:
         """(θ, observations, actions) -> log π_θ(a | s)."""
-        return Functional(ActionLogProb(ActorCritic(self.policy)))
+        return Functional(ActionLogProb(as_actor_critic(self.policy)))
 
     @property
     def baseline_function(self) -> Baseline:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from rlopt.agents.base import Agent
+from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
-from rlopt.descent import Descent, Moments
 from rlopt.envs.vector import Backend
 from rlopt.estimators import (
     approximate_kl,
@@ -24,44 +20,17 @@ from rlopt.estimators import (
     clipped_value_loss,
     clipped_value_loss_slope,
     explained_variance,
-    gae,
     pessimistic_value_loss,
     pessimistic_value_loss_slope,
     value_loss,
 )
 from rlopt.logging import Metrics
+from rlopt.policies.stateful import MemoryName
 from rlopt.presets import with_preset
-from rlopt.rollout import Observations, Rollout, map_observations
 from rlopt.schedules import ScheduleLike, as_schedule
 
-# Minibatches copied together: few enough that images fit into memory twice, enough that small rows cost little.
-GATHERED = 32
 
-
-class PPOState(NamedTuple):
-    """All that PPO carries from one iteration to the next."""
-
-    theta: Tensor  # [d]
-    moments: Moments  # the optimiser's
-    num_updates: int  # epochs done so far
-
-
-class Batch(NamedTuple):
-    """The valid rows of a rollout with what PPO computes from them; S' rows."""
-
-    observations: Observations  # [S', *obs]
-    actions: Tensor  # [S', *act]
-    log_probs: Tensor  # [S'], of the policy that sampled
-    advantages: Tensor  # [S']
-    values: Tensor  # [S'], of the critic that the rollout began with
-    targets: Tensor  # [S'], advantages + values
-
-    def rows(self, index: Tensor | slice) -> Batch:
-        """These rows; a view for a slice."""
-        return Batch(map_observations(lambda x: x[index], self.observations), *(x[index] for x in self[1:]))
-
-
-class PPO(Agent):
+class PPO(ProximalAgent):
     """PPO-clip with generalised advantage estimation; arguments, order and defaults are Stable-Baselines3's.
 
     Source: Schulman et al., arXiv:1707.06347; details: Huang et al., "The 37 implementation details of PPO" (2022).
@@ -100,12 +69,12 @@ class PPO(Agent):
         bootstrap_truncation: False treats a time limit as termination, as CleanRL does; biased.
         schedule_from: schedules are evaluated after the rollout ("rollout_end", SB3) or before it ("rollout_start").
         carry_reward_returns: reward normalisation carries returns across truncation, as Gymnasium's wrapper does.
+        memory: "s2pg" gives the policy a memory that it writes like an action: one ratio for both; `S2PG` has one for each.
+        memory_size: units of its recurrent kernel.
 
     Raises:
         ValueError: an argument that cannot work; the message names it, what was expected and what came.
     """
-
-    state: PPOState
 
     @with_preset
     def __init__(
@@ -148,37 +117,39 @@ class PPO(Agent):
         bootstrap_truncation: bool = True,
         schedule_from: Literal["rollout_end", "rollout_start"] = "rollout_end",
         carry_reward_returns: bool = False,
+        memory: MemoryName | None = None,
+        memory_size: int = 16,
     ):
         if use_sde or sde_sample_freq != -1:
             raise ValueError("use_sde: rlopt does not offer generalised state-dependent exploration; leave it False")
         if rollout_buffer_class is not None or rollout_buffer_kwargs is not None:
             raise ValueError("rollout_buffer_class: rlopt collects rollouts without a buffer class; leave it None")
-        self.learning_rate = learning_rate
-        self.n_steps = n_steps
-        self.batch_size = batch_size
-        self.n_epochs = n_epochs
-        self.gamma = gamma
-        self.gae_lambda = gae_lambda
-        self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
-        self.normalize_advantage = normalize_advantage
-        self.ent_coef = ent_coef
-        self.vf_coef = vf_coef
-        self.max_grad_norm = max_grad_norm
-        self.target_kl = target_kl
         self.value_clip = value_clip
         self.bootstrap_truncation = bootstrap_truncation
         self.schedule_from = schedule_from
-        self._check_arguments()
-        self._setup(
+        self._check_own()
+        super().__init__(
             policy,
             env if _init_setup_model else None,
-            seed=seed,
-            device=device,
-            verbose=verbose,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
+            verbose=verbose,
+            seed=seed,
+            device=device,
             n_envs=n_envs,
             backend=backend,
             normalize_observations=normalize_observations,
@@ -186,14 +157,11 @@ class PPO(Agent):
             clip_observations=clip_observations,
             clip_rewards=clip_rewards,
             carry_reward_returns=carry_reward_returns,
+            memory=memory,
+            memory_size=memory_size,
         )
-        if self.collector is not None:
-            self._check_batches(self.n_envs)
 
-    def init(self, theta: Tensor) -> PPOState:
-        return PPOState(theta, {}, 0)
-
-    def step(self, state: PPOState, collector: Collector) -> tuple[PPOState, Metrics]:
+    def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
         """One iteration: a rollout, its advantages, `n_epochs` passes of minibatch descent."""
         progress = self._current_progress_remaining
         rollout = collector.steps(state.theta, self.n_steps)
@@ -202,21 +170,9 @@ class PPO(Agent):
         batch = self.advantages(state.theta, rollout)
         return self.update(state, batch, progress) if len(batch.advantages) else (state, {})
 
-    def advantages(self, theta: Tensor, rollout: Rollout) -> Batch:
-        """The rollout's valid rows with advantages and value targets under the critic of θ."""
-        values, next_values = rollout.values(self.functional.bind(theta).critic)
-        discounts = rollout.discounts(self.gamma)
-        if not self.bootstrap_truncation:
-            discounts = discounts * ~rollout.truncated
-        rewards = rollout.scalar_rewards(type(self).__name__)
-        advantages = gae(rewards, values, next_values, discounts, rollout.traces(self.gae_lambda))
-        everything = Batch(rollout.observations, rollout.actions, rollout.log_probs, advantages, values, advantages + values)
-        flat = Batch(*(map_observations(lambda x: x.flatten(0, 1), field) for field in everything))  # type: ignore[arg-type]
-        return flat if bool(rollout.mask.all()) else flat.rows(rollout.valid_rows())
-
     def update(
-        self, state: PPOState, batch: Batch, progress: float, orders: list[Tensor] | None = None
-    ) -> tuple[PPOState, Metrics]:
+        self, state: ProximalState, batch: Batch, progress: float, orders: list[Tensor] | None = None
+    ) -> tuple[ProximalState, Metrics]:
         """The next state after `n_epochs` passes over the batch.
 
         Args:
@@ -228,14 +184,13 @@ class PPO(Agent):
         learning_rate = self.lr_schedule(progress)
         clip_range = as_schedule("clip_range", self.clip_range)(progress)
         clip_range_vf = None if self.clip_range_vf is None else as_schedule("clip_range_vf", self.clip_range_vf)(progress)
-        self.descent.begin(state.theta, state.moments, learning_rate, [p.requires_grad for p in self.policy.parameters()])
+        self.begin_descent(state, learning_rate)
         log = _UpdateLog()
         num_epochs = 0
         for epoch in range(self.n_epochs):
             num_epochs += 1
-            size = len(batch.advantages)
-            order = torch.randperm(size, generator=self.generators["minibatches"]) if orders is None else orders[epoch]
-            if not self._epoch(batch, order.to(batch.advantages.device), clip_range, clip_range_vf, log):
+            order = self.shuffled(len(batch.advantages)) if orders is None else orders[epoch].to(self.device)
+            if not self._epoch(batch, order, clip_range, clip_range_vf, log):
                 break
         metrics: dict[str, Any] = {
             **self._metrics(log, clip_range, clip_range_vf),
@@ -248,32 +203,18 @@ class PPO(Agent):
             metrics["clip_range_vf"] = clip_range_vf
         if (log_std := getattr(self.descent.module.policy, "log_std", None)) is not None:
             metrics["std"] = log_std.detach().exp().mean()
-        return PPOState(self.descent.theta(), self.descent.moments(), state.num_updates + num_epochs), metrics
-
-    @cached_property
-    def descent(self) -> Descent:
-        """The optimiser and its private copy of the networks."""
-        return Descent(self.functional, self.policy.optimizer_class, self.policy.optimizer_kwargs)
+        return self.descended(state.num_updates + num_epochs), metrics
 
     def _epoch(self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
         """One pass in minibatches, in this order; False if the KL target was passed."""
-        for part in self._minibatches(batch, order):
-            if self.normalize_advantage and len(part.advantages) > 1:
-                std, mean = torch.std_mean(part.advantages)
-                part = part._replace(advantages=(part.advantages - mean) / (std + 1e-8))
-            minibatch = self._by_autograd if self.policy.squash_output else self._in_closed_form
+        for part in self.minibatches(batch, order):
+            part = part._replace(advantages=self.normalized(part.advantages))
+            minibatch = self._in_closed_form if self.descent.module.closed_form else self._by_autograd
             outputs, gradients = minibatch(part, clip_range, clip_range_vf, log)
             if self.target_kl is not None and approximate_kl(log.rows[-1][0]) > 1.5 * self.target_kl:
                 return False
             log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
-
-    def _minibatches(self, batch: Batch, order: Tensor) -> Iterator[Batch]:
-        """The batch in this order, cut up; the last minibatch may be smaller."""
-        for rows in order.split(GATHERED * int(self.batch_size)):
-            gathered = batch.rows(rows)
-            for start in range(0, len(rows), self.batch_size):
-                yield gathered.rows(slice(start, start + self.batch_size))
 
     def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
         """PPO's loss on a minibatch, as the paper has it."""
@@ -328,40 +269,11 @@ class PPO(Agent):
             **({"grad_norm": torch.stack(log.norms).mean()} if log.norms else {}),
         }
 
-    def _check_arguments(self) -> None:
-        for name in ("n_steps", "batch_size", "n_epochs"):
-            check_number(name, getattr(self, name), positive=True, whole=True)
-        for name in ("gamma", "gae_lambda"):
-            check_number(name, getattr(self, name), at_least=0, at_most=1)
-        for name in ("ent_coef", "vf_coef"):
-            check_number(name, getattr(self, name))
-        check_number("max_grad_norm", self.max_grad_norm, positive=True)
-        if self.target_kl is not None:
-            check_number("target_kl", self.target_kl, positive=True)
+    def _check_own(self) -> None:
         check_choice("value_clip", self.value_clip, ("prediction", "maximum"))
         check_choice("schedule_from", self.schedule_from, ("rollout_end", "rollout_start"))
-        check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), at_least=0)
-        check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
         if self.clip_range_vf is not None:
             check_number("clip_range_vf", as_schedule("clip_range_vf", self.clip_range_vf)(1.0), positive=True)
-        if self.normalize_advantage and self.batch_size < 2:
-            raise ValueError(
-                "batch_size: expected at least 2 with normalize_advantage=True (one row has no standard deviation), got "
-                f"{self.batch_size}"
-            )
-
-    def _check_batches(self, num_envs: int) -> None:
-        rows = self.n_steps * num_envs
-        if rows < 2 and self.normalize_advantage:
-            raise ValueError(
-                f"n_steps: n_steps · n_envs must be at least 2 with normalize_advantage=True, got {self.n_steps} · {num_envs}"
-            )
-        if rows % self.batch_size:
-            warnings.warn(
-                f"batch_size: a rollout of n_steps · n_envs = {rows} rows is not a multiple of {self.batch_size}; the last "
-                f"minibatch of an epoch has {rows % self.batch_size} rows",
-                stacklevel=4,
-            )
 
 
 class _UpdateLog:

@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
+from rlopt.envs.memory import MEMORY, PREVIOUS_ACTION, MemoryObservations
 from rlopt.envs.spaces import Array, ArrayTree
 
 EPSILON = 1e-8
@@ -20,12 +21,15 @@ EPSILON = 1e-8
 class ObservationNormalizer:
     """(o − mean) / sqrt(var + ε), clipped to ±clip, with running mean and variance over all environments.
 
-    Float entries of a Dict observation are normalised each by itself; integer and image entries are left alone.
+    Float entries of a Dict observation are normalised each by itself; integer and image entries are left alone, and so is
+    what a stateful policy remembers: it would drift.
     """
 
     def __init__(self, space: spaces.Space, clip: float = 10.0):
         self.clip = clip
-        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+        if isinstance(space, MemoryObservations):
+            entries = {key: sub for key, sub in entries.items() if key not in (MEMORY, PREVIOUS_ACTION)}
         self.moments = {key: RunningMeanStd(shape=sub.shape or ()) for key, sub in entries.items() if _is_float(sub)}
         if not self.moments:
             raise ValueError(f"normalize_observations: {space} has no float Box to normalise")

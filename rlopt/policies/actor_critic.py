@@ -23,6 +23,7 @@ from stable_baselines3.common.policies import (
 from torch import Tensor, nn
 
 from rlopt.arguments import did_you_mean
+from rlopt.envs.memory import MemoryActions
 from rlopt.policies.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, SquashedGaussian
 from rlopt.rollout import Observations
 
@@ -55,6 +56,11 @@ class ActorCritic(nn.Module):
         self.squash = policy.squash_output
         space = policy.action_space
         self.choices = tuple(int(n) for n in space.nvec) if isinstance(space, spaces.MultiDiscrete) else ()
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the distribution has `pull_back`."""
+        return not self.squash
 
     def forward(self, observations: Observations) -> tuple[ActionDistribution, Tensor]:
         """The distribution of actions and the values [B], features that both share computed once."""
@@ -90,21 +96,36 @@ class ActorCritic(nn.Module):
 
     def distribution_of(self, head: Tensor) -> ActionDistribution:
         """The distribution that the action head's output [B, ·] stands for."""
-        space = self.policy.action_space
-        if isinstance(space, spaces.Discrete):
-            return Categorical.from_logits(head)
-        if isinstance(space, spaces.MultiDiscrete):
-            return MultiCategorical.from_logits(head, self.choices)
-        if isinstance(space, spaces.MultiBinary):
-            return Bernoulli(head)
-        log_std = self.policy.log_std
-        return SquashedGaussian(head, log_std) if self.squash else DiagonalGaussian(head, log_std)
+        log_std = getattr(self.policy, "log_std", None)
+        return distribution_from(head, self.policy.action_space, self.choices, log_std, self.squash)
+
+
+def distribution_from(
+    head: Tensor, space: spaces.Space, choices: tuple[int, ...], log_std: Tensor | None, squash: bool
+) -> ActionDistribution:
+    """The distribution over an action space that an action head's output [B, ·] stands for.
+
+    Args:
+        head: logits or a mean.
+        space: Discrete, MultiDiscrete, MultiBinary or Box.
+        choices: sizes of the parts of a MultiDiscrete space.
+        log_std: [A], of a Box.
+        squash: tanh of the Gaussian.
+    """
+    if isinstance(space, spaces.Discrete):
+        return Categorical.from_logits(head)
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategorical.from_logits(head, choices)
+    if isinstance(space, spaces.MultiBinary):
+        return Bernoulli(head)
+    assert log_std is not None
+    return SquashedGaussian(head, log_std) if squash else DiagonalGaussian(head, log_std)
 
 
 class ActionLogProb(nn.Module):
     """log π(a | s) of an actor-critic policy, [B]; as a `Functional`, what the gradient estimators call a policy."""
 
-    def __init__(self, actor_critic: ActorCritic):
+    def __init__(self, actor_critic: Any):
         super().__init__()
         self.actor_critic = actor_critic
 
@@ -170,8 +191,9 @@ def make_policy(
         if kwargs.pop(key, None):
             raise ValueError(f"policy_kwargs: {key} belongs to gSDE, which rlopt does not offer")
     squash = kwargs.pop("squash_output", False)
-    if squash and not is_bounded_box(action_space):
-        raise ValueError(f"policy_kwargs: squash_output needs a Box action space with finite bounds, got {action_space}")
+    played = action_space.action if isinstance(action_space, MemoryActions) else action_space
+    if squash and not is_bounded_box(played):
+        raise ValueError(f"policy_kwargs: squash_output needs a Box action space with finite bounds, got {played}")
     cls = policy_class(policy, observation_space)
     optimizer_class = kwargs.pop("optimizer_class", torch.optim.Adam)
     optimizer_kwargs = kwargs.pop("optimizer_kwargs", None)
@@ -186,7 +208,7 @@ def make_policy(
         reason = str(error).partition("\n")[0]
         raise ValueError(f"policy: {cls.__name__} cannot read {observation_space}: {reason}") from error
     if squash:
-        module.action_dist = SquashedDiagGaussianDistribution(int(np.prod(action_space.shape or ())))
+        module.action_dist = SquashedDiagGaussianDistribution(int(np.prod(played.shape or ())))
         module._squash_output = True
     module.optimizer_class, module.optimizer_kwargs = optimizer_class, optimizer_kwargs
     module.set_training_mode(False)

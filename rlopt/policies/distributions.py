@@ -16,6 +16,8 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional
 
+from rlopt.envs.memory import MemoryActions
+
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 LOG_2 = math.log(2.0)
 TANH_BOUND = 1.0 - 1e-6  # squashed actions are pulled this far inside (−1, 1) before the inverse is taken
@@ -198,6 +200,8 @@ def log_tanh_jacobian(x: Tensor) -> Tensor:
 
 def noise_size(action_space: spaces.Space) -> int:
     """How many random numbers one action takes."""
+    if isinstance(action_space, MemoryActions):
+        return noise_size(action_space.action) + action_space.memory_size
     if isinstance(action_space, spaces.Discrete):
         return int(action_space.n)
     if isinstance(action_space, spaces.MultiDiscrete):
@@ -207,6 +211,9 @@ def noise_size(action_space: spaces.Space) -> int:
 
 def draw_noise(action_space: spaces.Space, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Noise for `sample`, [*shape, noise_size], float32 on the CPU: Gumbel, logistic or standard normal."""
+    if isinstance(action_space, MemoryActions):
+        memory = torch.randn((*shape, action_space.memory_size), generator=generator)
+        return torch.cat([draw_noise(action_space.action, shape, generator), memory], -1)
     size = (*shape, noise_size(action_space))
     if isinstance(action_space, spaces.Box):
         return torch.randn(size, generator=generator)

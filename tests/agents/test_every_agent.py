@@ -148,7 +148,8 @@ def test_a_loaded_agent_has_the_same_state_and_predicts_the_same(algorithm, tmp_
     assert loaded.hyperparameters() == agent.hyperparameters()
     observations = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     for deterministic in (True, False):
-        mine, theirs = (a.predict(observations, deterministic=deterministic)[0] for a in (agent, loaded))
+        first = agent.initial_state(len(observations))
+        mine, theirs = (a.predict(observations, first, deterministic=deterministic)[0] for a in (agent, loaded))
         np.testing.assert_array_equal(mine, theirs)
 
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import rlopt.agents.ppo as ppo_module
+import rlopt.agents.proximal as proximal_module
 from rlopt import PPO, Linear, Rollout
 from rlopt.collector import Collector
 from rlopt.envs.sync import SyncEnvironments
@@ -169,7 +170,7 @@ def wrong_clip_sign(log_ratio, advantages, clip_range):
 )
 def test_a_broken_part_is_noticed_by_the_comparison(monkeypatch, name, broken):
     """Negative control."""
-    monkeypatch.setattr(ppo_module, name, broken)
+    monkeypatch.setattr(proximal_module if name == "gae" else ppo_module, name, broken)
     model, agent = trained_both("discrete", batch_size=48, n_epochs=10, learning_rate=3e-3, clip_range_vf=0.2)
     assert largest_difference(model, agent) > 1e-4
 
@@ -295,14 +296,14 @@ def test_detail_6_every_row_is_visited_once_an_epoch_in_a_new_order():
         agent = agent_of(n_epochs=3, batch_size=7)
     rollout = rollout_of(agent, 32)
     batch = agent.advantages(agent.state.theta, rollout)._replace(advantages=torch.arange(32.0))
-    epochs, cut = [], agent._minibatches
+    epochs, cut = [], agent.minibatches
 
     def watched(*args):
         parts = list(cut(*args))
         epochs.append([part.advantages.tolist() for part in parts])
         return parts
 
-    agent._minibatches = watched
+    agent.minibatches = watched
     agent.update(agent.state, batch, 1.0)
     assert [[len(part) for part in epoch] for epoch in epochs] == [[7, 7, 7, 7, 4]] * 3
     rows = [[row for part in epoch for row in part] for epoch in epochs]
@@ -314,11 +315,11 @@ def test_rows_are_the_same_however_many_minibatches_are_gathered_at_once(monkeyp
     agent = agent_of(n_epochs=1, batch_size=8)
     batch = agent.advantages(agent.state.theta, rollout_of(agent, 32))
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    together = [part.targets.tolist() for part in agent._minibatches(batch, order)]
-    monkeypatch.setattr("rlopt.agents.ppo.GATHERED", 1)
+    together = [part.targets.tolist() for part in agent.minibatches(batch, order)]
+    monkeypatch.setattr("rlopt.agents.proximal.GATHERED", 1)
     assert (
         together
-        == [part.targets.tolist() for part in agent._minibatches(batch, order)]
+        == [part.targets.tolist() for part in agent.minibatches(batch, order)]
         == batch.targets[order].view(4, 8).tolist()
     )
 

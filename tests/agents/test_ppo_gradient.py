@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 
 from rlopt import PPO
-from rlopt.agents.ppo import Batch, _UpdateLog
+from rlopt.agents.ppo import _UpdateLog
+from rlopt.agents.proximal import Batch
 
 ACTION_SPACES = [spaces.Box(-1, 1, (3,)), spaces.Discrete(4), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)]
 VALUE_LOSSES = [(None, "prediction"), (0.1, "prediction"), (0.1, "maximum")]
@@ -37,7 +38,8 @@ def random_batch(agent: PPO, rows: int = 200) -> Batch:
     with torch.no_grad():
         distribution, values = agent.actor_critic(observations)
         log_probs = distribution.log_prob(actions) + 0.3 * noise(rows)
-    return Batch(observations, actions, log_probs, noise(rows), values + 0.1 * noise(rows), noise(rows))
+    ended = torch.zeros(rows, dtype=torch.bool)
+    return Batch(observations, actions, log_probs, noise(rows), values + 0.1 * noise(rows), noise(rows), ended)
 
 
 def both_gradients(agent: PPO) -> list[torch.Tensor]:

@@ -1,0 +1,245 @@
+"""What agents share that improve a surrogate by minibatch descent on rollouts of fixed length: arguments, advantages,
+minibatches. No algorithm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from rlopt.agents.base import Agent
+from rlopt.arguments import check_number
+from rlopt.descent import Descent, Moments
+from rlopt.envs.vector import Backend
+from rlopt.estimators import gae
+from rlopt.policies.stateful import MemoryName
+from rlopt.rollout import Observations, Rollout, map_observations
+from rlopt.schedules import ScheduleLike, as_schedule
+
+# Minibatches copied together: few enough that images fit into memory twice, enough that small rows cost little.
+GATHERED = 32
+
+
+class ProximalState(NamedTuple):
+    """All that such an agent carries from one iteration to the next."""
+
+    theta: Tensor  # [d]
+    moments: Moments  # the optimiser's
+    num_updates: int  # epochs done so far
+
+
+class Batch(NamedTuple):
+    """The valid rows of a rollout with what is computed from them; S' rows."""
+
+    observations: Observations  # [S', *obs]
+    actions: Tensor  # [S', *act]
+    log_probs: Tensor  # [S'], of the policy that sampled
+    advantages: Tensor  # [S']
+    values: Tensor  # [S'], of the critic that the rollout began with
+    targets: Tensor  # [S'], advantages + values
+    terminated: Tensor  # [S'] bool, s_{t+1} is absorbing
+
+
+Rows = TypeVar("Rows", bound=tuple)
+
+
+def rows_of(batch: Rows, index: Tensor | slice) -> Rows:
+    """These rows of every field; a view for a slice."""
+    return type(batch)(*(map_observations(lambda x: x[index], field) for field in batch))
+
+
+class ProximalAgent(Agent):
+    """Arguments that every agent of this kind has.
+
+    Args:
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's `ActorCriticPolicy`.
+        env: whatever `make_envs` takes, or None: `set_env` builds the networks then.
+        learning_rate: number, schedule, or text such as "linear:3e-4".
+        n_steps: environment steps per environment and rollout.
+        batch_size: rows of a minibatch; the last one of an epoch may be smaller.
+        n_epochs: passes over a rollout.
+        gamma: discount, in [0, 1].
+        gae_lambda: trace decay of the advantages, in [0, 1].
+        clip_range: ε of the surrogate: number, schedule or text.
+        normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        max_grad_norm: the gradient is scaled down to this Euclidean norm.
+        target_kl: of the approximate KL from the policy that sampled, beyond which an update stops; None never.
+        stats_window_size: episodes in the reported means.
+        tensorboard_log: folder for TensorBoard, or None.
+        policy_kwargs: for the policy, as in SB3; also `squash_output=True`.
+        verbose: 0 silent, 1 tables.
+        seed: of everything random in this agent; None takes the system's entropy.
+        device: "auto", "cpu", "cuda", …
+        n_envs: environments side by side, where `env` is an id or a callable.
+        backend: how they are stepped; see `make_envs`.
+        preset: "tuned" fills in what is known to work for an environment; explicit arguments win.
+        normalize_observations: keep a running mean and variance of the observations, saved with the agent.
+        normalize_rewards: divide rewards by the running standard deviation of the discounted return.
+        clip_observations, clip_rewards: bounds after normalisation.
+        carry_reward_returns: reward normalisation carries returns across truncation, as Gymnasium's wrapper does.
+        memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
+        memory_size: units of its recurrent kernel.
+    """
+
+    state: ProximalState
+    bootstrap_truncation = True
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: Any = None,
+        *,
+        learning_rate: ScheduleLike = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 256,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: ScheduleLike = 0.2,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        backend: Backend = "auto",
+        preset: str | None = None,
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        clip_observations: float = 10.0,
+        clip_rewards: float = 10.0,
+        carry_reward_returns: bool = False,
+        memory: MemoryName | None = None,
+        memory_size: int = 16,
+    ):
+        self.learning_rate = learning_rate
+        self.n_steps = n_steps
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.clip_range = clip_range
+        self.normalize_advantage = normalize_advantage
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.max_grad_norm = max_grad_norm
+        self.target_kl = target_kl
+        self._check_common()
+        self._setup(
+            policy,
+            env,
+            seed=seed,
+            device=device,
+            verbose=verbose,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            n_envs=n_envs,
+            backend=backend,
+            normalize_observations=normalize_observations,
+            normalize_rewards=normalize_rewards,
+            clip_observations=clip_observations,
+            clip_rewards=clip_rewards,
+            carry_reward_returns=carry_reward_returns,
+            memory=memory,
+            memory_size=memory_size,
+        )
+        if self.collector is not None:
+            self._check_batches(self.n_envs)
+
+    def init(self, theta: Tensor) -> ProximalState:
+        return ProximalState(theta, {}, 0)
+
+    # ------------------------------------------------------------------ the words of an algorithm box
+
+    def advantages(self, theta: Tensor, rollout: Rollout) -> Batch:
+        """The rollout's valid rows with advantages and value targets under the critic of θ."""
+        values, next_values = rollout.values(self.functional.bind(theta).critic)
+        discounts = rollout.discounts(self.gamma)
+        if not self.bootstrap_truncation:
+            discounts = discounts * ~rollout.truncated
+        rewards = rollout.scalar_rewards(type(self).__name__)
+        advantages = gae(rewards, values, next_values, discounts, rollout.traces(self.gae_lambda))
+        targets = advantages + values
+        actions, log_probs = rollout.actions, rollout.log_probs
+        everything = Batch(rollout.observations, actions, log_probs, advantages, values, targets, rollout.terminated)
+        flat = Batch(*(map_observations(lambda x: x.flatten(0, 1), field) for field in everything))  # type: ignore[arg-type]
+        return flat if bool(rollout.mask.all()) else rows_of(flat, rollout.valid_rows())
+
+    def minibatches(self, batch: Rows, order: Tensor) -> Iterator[Rows]:
+        """The batch in this order, cut up; the last minibatch may be smaller."""
+        for rows in order.split(GATHERED * int(self.batch_size)):
+            gathered = rows_of(batch, rows)
+            for start in range(0, len(rows), self.batch_size):
+                yield rows_of(gathered, slice(start, start + self.batch_size))
+
+    def normalized(self, advantages: Tensor) -> Tensor:
+        """Advantages [B] of a minibatch as the surrogate takes them."""
+        if not self.normalize_advantage or len(advantages) < 2:
+            return advantages
+        std, mean = torch.std_mean(advantages)
+        return (advantages - mean) / (std + 1e-8)
+
+    def shuffled(self, size: int) -> Tensor:
+        """An order of `size` rows, on the agent's device."""
+        return torch.randperm(size, generator=self.generators["minibatches"]).to(self.device)
+
+    # ------------------------------------------------------------------ parts
+
+    @cached_property
+    def descent(self) -> Descent:
+        """The optimiser and its private copy of the networks."""
+        return Descent(self.functional, self.policy.optimizer_class, self.policy.optimizer_kwargs)
+
+    def begin_descent(self, state: ProximalState, learning_rate: float) -> None:
+        """Let `descent` start at the state, which is not written to."""
+        self.descent.begin(state.theta, state.moments, learning_rate, [p.requires_grad for p in self.policy.parameters()])
+
+    def descended(self, num_updates: int) -> ProximalState:
+        """The state that `descent` came to."""
+        return ProximalState(self.descent.theta(), self.descent.moments(), num_updates)
+
+    def _check_common(self) -> None:
+        for name in ("n_steps", "batch_size", "n_epochs"):
+            check_number(name, getattr(self, name), positive=True, whole=True)
+        for name in ("gamma", "gae_lambda"):
+            check_number(name, getattr(self, name), at_least=0, at_most=1)
+        for name in ("ent_coef", "vf_coef"):
+            check_number(name, getattr(self, name))
+        check_number("max_grad_norm", self.max_grad_norm, positive=True)
+        if self.target_kl is not None:
+            check_number("target_kl", self.target_kl, positive=True)
+        check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), at_least=0)
+        check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
+        if self.normalize_advantage and self.batch_size < 2:
+            raise ValueError(
+                "batch_size: expected at least 2 with normalize_advantage=True (one row has no standard deviation), got "
+                f"{self.batch_size}"
+            )
+
+    def _check_batches(self, num_envs: int) -> None:
+        rows = self.n_steps * num_envs
+        if rows < 2 and self.normalize_advantage:
+            raise ValueError(
+                f"n_steps: n_steps · n_envs must be at least 2 with normalize_advantage=True, got {self.n_steps} · {num_envs}"
+            )
+        if rows % self.batch_size:
+            warnings.warn(
+                f"batch_size: a rollout of n_steps · n_envs = {rows} rows is not a multiple of {self.batch_size}; the last "
+                f"minibatch of an epoch has {rows % self.batch_size} rows",
+                stacklevel=5,
+            )

@@ -1,0 +1,173 @@
+"""S2PG: PPO of a policy that writes its memory like an action, with a ratio, a clip and a monitor for each of the two."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from rlopt.agents.proximal import ProximalAgent, ProximalState
+from rlopt.arguments import check_choice, check_number
+from rlopt.collector import Collector
+from rlopt.estimators import approximate_kl, clip_fraction, clipped_surrogate, explained_variance, value_loss
+from rlopt.logging import STATEFUL_LAYOUT, Metrics
+from rlopt.policies.stateful import JointDistribution
+from rlopt.presets import with_preset
+from rlopt.rollout import Observations, Rollout, in_pieces
+from rlopt.schedules import ScheduleLike, as_schedule
+
+Ratio = Literal["factor", "joint", "action"]
+
+
+class StatefulBatch(NamedTuple):
+    """The valid rows of a rollout of (o, z, a_prev) and (a, z'); all of it data, z too. S' rows."""
+
+    observations: Observations  # [S', *obs], (o, z, a_prev)
+    actions: Tensor  # [S', A + d_z], (a, z')
+    log_probs: Tensor  # [S', 2], log π_a and log π_z of the policy that sampled
+    advantages: Tensor  # [S']
+    values: Tensor  # [S']
+    targets: Tensor  # [S'], advantages + values
+    lasting: Tensor  # [S'] bool, False where s_{t+1} is absorbing: there z' has no effect, and its score is noise
+
+
+class Log(NamedTuple):
+    """What a minibatch leaves behind, [B] or scalars."""
+
+    log_ratios: Tensor  # [B, 2]
+    surrogate: Tensor
+    entropy: Tensor
+    value_loss: Tensor
+    grad_norm: Tensor
+
+
+class S2PG(ProximalAgent):
+    """Memory as an action, learned by the score of z' in place of backpropagation through time.
+
+    Rows of a rollout are shuffled like those of a memoryless policy: nothing is a sequence, nothing is padded, and z, being
+    data, never goes stale.
+
+    Source: Al-Hafez et al., arXiv:2311.04082, with Schulman et al., arXiv:1707.06347.
+
+    Args:
+        clip_range: ε_a, of the action's ratio: number, schedule or text.
+        memory_clip_range: ε_z, of the memory's ratio; None takes that of the action.
+        ratio: "factor" clips the ratios of a and z' each by itself; "joint" clips their product, as published, where many
+            memory dimensions can use up the whole range; "action" leaves the score of z' out, so that memory is only
+            recorded: an ablation.
+        target_kl: an update stops after the epoch in which the KL of a or that of z' passes this; None never.
+        memory_size: units of the recurrent kernel; `policy_kwargs` has more: cell, retention, memory_std, previous_action.
+    """
+
+    layout = STATEFUL_LAYOUT
+
+    @with_preset
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: Any = None,
+        clip_range: ScheduleLike = 0.2,
+        memory_clip_range: ScheduleLike | None = None,
+        ratio: Ratio = "factor",
+        target_kl: float | None = 0.02,
+        memory_size: int = 16,
+        **common: Any,
+    ):
+        self.memory_clip_range, self.ratio = memory_clip_range, ratio
+        check_choice("ratio", ratio, get_args(Ratio))
+        if memory_clip_range is not None:
+            check_number("memory_clip_range", as_schedule("memory_clip_range", memory_clip_range)(1.0), at_least=0)
+        if common.setdefault("memory", "s2pg") != "s2pg":
+            raise ValueError(f"memory: expected 's2pg', which S2PG is about, got {common['memory']!r}")
+        super().__init__(policy, env, clip_range=clip_range, target_kl=target_kl, memory_size=memory_size, **common)
+
+    def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
+        """One iteration: a rollout, its advantages, `n_epochs` passes of minibatch descent."""
+        rollout = collector.steps(state.theta, self.n_steps)
+        batch = self.stateful_advantages(state.theta, rollout)
+        return self.update(state, batch, self._current_progress_remaining) if len(batch.advantages) else (state, {})
+
+    def stateful_advantages(self, theta: Tensor, rollout: Rollout) -> StatefulBatch:
+        """Advantages under v(o, z, a_prev), which at a truncation is that of (o', z', a), and both factors' log π."""
+        batch = self.advantages(theta, rollout)
+        module = self.functional.bind(theta)
+        log_probs = in_pieces(lambda x, u: torch.stack(module.actor(x).log_probs(u), -1), batch.observations, batch.actions)
+        return StatefulBatch(*batch[:2], log_probs, *batch[3:6], ~batch.terminated)
+
+    def update(self, state: ProximalState, batch: StatefulBatch, progress: float) -> tuple[ProximalState, Metrics]:
+        """The next state after at most `n_epochs` passes over the batch."""
+        learning_rate, clip_ranges = self.lr_schedule(progress), self.clip_ranges(progress)
+        self.begin_descent(state, learning_rate)
+        logs: list[Log] = []
+        num_epochs = 0
+        for _ in range(self.n_epochs):
+            num_epochs += 1
+            epoch = [self.descend(part, clip_ranges) for part in self.minibatches(batch, self.shuffled(len(batch.advantages)))]
+            logs += epoch
+            moved = torch.cat([log.log_ratios for log in epoch])
+            if self.target_kl is not None and max(approximate_kl(factor) for factor in moved.unbind(-1)) > self.target_kl:
+                break
+        metrics: dict[str, Any] = {
+            **self.metrics(logs, clip_ranges),
+            "explained_variance": explained_variance(batch.values, batch.targets),
+            "learning_rate": learning_rate,
+            "n_updates": state.num_updates + num_epochs,
+        }
+        return self.descended(state.num_updates + num_epochs), metrics
+
+    def descend(self, part: StatefulBatch, clip_ranges: tuple[float, float]) -> Log:
+        """One step of descent on a minibatch."""
+        distribution, values = self.descent.module(part.observations)
+        log_ratios = self.log_ratios(distribution, part)
+        surrogate = self.surrogate(log_ratios, self.normalized(part.advantages), clip_ranges)
+        entropy = distribution.entropy().mean()
+        critic_loss = value_loss(values, part.targets).mean()
+        loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
+        norm = self.descent.step([loss], None, self.max_grad_norm)
+        return Log(log_ratios.detach(), surrogate.detach(), entropy.detach(), critic_loss.detach(), norm)
+
+    def log_ratios(self, distribution: JointDistribution, part: StatefulBatch) -> Tensor:
+        """log π_θ − log π_old of a and of z', [B, 2]; 0 for a z' without effect."""
+        log_ratios = torch.stack(distribution.log_probs(part.actions), -1) - part.log_probs
+        return torch.stack([log_ratios[:, 0], torch.where(part.lasting, log_ratios[:, 1], 0.0)], -1)
+
+    def surrogate(self, log_ratios: Tensor, advantages: Tensor, clip_ranges: tuple[float, float]) -> Tensor:
+        """What is maximised of the ratios [B, 2], a scalar."""
+        of_action, of_memory = log_ratios.unbind(-1)
+        if self.ratio == "joint":
+            return clipped_surrogate(of_action + of_memory, advantages, clip_ranges[0]).mean()
+        surrogate = clipped_surrogate(of_action, advantages, clip_ranges[0])
+        if self.ratio == "factor":
+            surrogate = surrogate + clipped_surrogate(of_memory, advantages, clip_ranges[1])
+        return surrogate.mean()
+
+    def clip_ranges(self, progress: float) -> tuple[float, float]:
+        """ε_a and ε_z."""
+        of_memory = self.clip_range if self.memory_clip_range is None else self.memory_clip_range
+        return as_schedule("clip_range", self.clip_range)(progress), as_schedule("memory_clip_range", of_memory)(progress)
+
+    def metrics(self, logs: list[Log], clip_ranges: tuple[float, float]) -> dict[str, Tensor | float]:
+        """Averages over all rows of all minibatches of the update, of action and memory each."""
+        surrogate, entropy, critic_loss, grad_norm = (
+            torch.stack(column).mean() for column in list(zip(*logs, strict=True))[1:]
+        )
+        of_action, of_memory = torch.cat([log.log_ratios for log in logs]).unbind(-1)
+        policy: Any = self.descent.module.policy
+        memory_std = policy.memory_log_std.detach().exp()
+        metrics = {
+            "policy_gradient_loss": -surrogate,
+            "value_loss": critic_loss,
+            "entropy_loss": -entropy,
+            "loss": -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss,
+            "grad_norm": grad_norm,
+            "approx_kl": approximate_kl(of_action),
+            "approx_kl_memory": approximate_kl(of_memory),
+            "clip_fraction": clip_fraction(of_action, clip_ranges[0]),
+            "clip_fraction_memory": clip_fraction(of_memory, clip_ranges[1]),
+            "clip_range": clip_ranges[0],
+            "memory_std": memory_std.mean(),
+        }
+        log_std = getattr(policy, "log_std", None)
+        return metrics if log_std is None else {**metrics, "std": log_std.detach().exp().mean()}

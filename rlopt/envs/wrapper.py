@@ -1,0 +1,54 @@
+"""What every wrapper of `Environments` passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gymnasium import spaces
+
+from rlopt.envs.base import Environments
+from rlopt.envs.spaces import Array, ArrayTree
+
+
+class EnvironmentsWrapper(Environments):
+    """Environments around others; a subclass changes observations, actions or rewards.
+
+    Args:
+        envs: those inside.
+        observation_space, action_space: what is seen from outside.
+    """
+
+    def __init__(self, envs: Environments, observation_space: spaces.Space, action_space: spaces.Space):
+        super().__init__(envs.num_envs, observation_space, action_space, envs.name)
+        self.envs = envs
+        self.resets_on_next_step = envs.resets_on_next_step
+        self.restarts_rows = envs.restarts_rows
+        self.monitored = envs.monitored
+
+    def reset(self, seed: int | None = None) -> ArrayTree:
+        return self.envs.reset(seed)
+
+    def restart(self, rows: Array) -> ArrayTree:
+        return self.envs.restart(rows)
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def episode_counters(self) -> dict[str, Any] | None:
+        return self.envs.episode_counters()
+
+    def restore_episodes(self, counters: dict[str, Any]) -> bool:
+        return self.envs.restore_episodes(counters)
+
+    def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
+        return self.envs.get_attr(name, indices)
+
+    def set_attr(self, name: str, value: Any, indices: Sequence[int]) -> None:
+        self.envs.set_attr(name, value, indices)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], indices: Sequence[int]) -> list[Any]:
+        return self.envs.call(name, args, kwargs, indices)
+
+    def render(self) -> list[Any]:
+        return self.envs.render()

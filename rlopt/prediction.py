@@ -1,0 +1,131 @@
+"""Acting outside training: one observation or a batch, with what a stateful policy remembers handed in and out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import is_vectorized_observation
+
+from rlopt.envs.memory import MemoryActions, MemoryObservations, MemoryState, encode_actions
+from rlopt.envs.normalize import ObservationNormalizer
+from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder, map_arrays
+from rlopt.policies import draw_noise
+from rlopt.policies.stateful import as_actor_critic
+
+
+class Predictor:
+    """What `Agent.predict` does; draws from a generator of its own and changes nothing of the agent.
+
+    Args:
+        policy: of the agent.
+        encoder, decoder: between the environment's spaces and the policy's.
+        generator: for the noise of sampled actions.
+        normalizer: of observations, used as it is; or None.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        encoder: ObservationEncoder,
+        decoder: ActionDecoder,
+        generator: torch.Generator,
+        normalizer: ObservationNormalizer | None,
+    ):
+        self.policy, self.encoder, self.decoder = policy, encoder, decoder
+        self.generator, self.normalizer = generator, normalizer
+        self.actor_critic = as_actor_critic(policy)
+        self._state_missing = False  # in the last call
+
+    def __call__(
+        self, observation: Any, state: Any, episode_start: Any, deterministic: bool
+    ) -> tuple[Array, MemoryState | None]:
+        """See `Agent.predict`."""
+        observations, batched = self._encoded(observation)
+        space = self.policy.observation_space
+        if isinstance(space, MemoryObservations):
+            before = self._resumed(state, episode_start, space.initial(batch_size(observations)))
+            actions, after = self._remembering(space.join(observations, before), deterministic)
+        else:
+            actions, after = self._act(observations, deterministic), None
+        decoded = self.decoder(actions, self.policy.squash_output)
+        return (decoded if batched else np.asarray(decoded[0])), after
+
+    def initial_state(self, num: int) -> MemoryState | None:
+        """Memory at the start of `num` episodes; None without memory."""
+        space = self.policy.observation_space
+        return space.initial(num) if isinstance(space, MemoryObservations) else None
+
+    def _encoded(self, observation: Any) -> tuple[ArrayTree, bool]:
+        """The observation [n, *obs] as arrays that policies read, and whether it was a batch."""
+        raw_space = self.encoder.raw_space
+        if isinstance(observation, tuple) and not isinstance(raw_space, spaces.Tuple):
+            raise ValueError(
+                "observation: got a tuple, expected an array or a dict. Gymnasium's reset returns (observation, info) and "
+                "its step five values; pass the first of them"
+            )
+        try:
+            encoded = self.encoder(observation)
+            # before normalisation, which would broadcast
+            batched = is_vectorized_observation(encoded, self.encoder.space)  # type: ignore[arg-type]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"observation: expected {raw_space}, or a batch of that: {error}") from error
+        return (encoded if batched else map_arrays(lambda array: np.asarray(array)[None], encoded)), batched
+
+    def _resumed(self, state: Any, episode_start: Any, initial: MemoryState) -> MemoryState:
+        """`state` with the rows that begin an episode as they are then; warns if a caller seems to forget it."""
+        if state is None:
+            if self._state_missing:
+                warnings.warn(
+                    "state: predict was called twice in a row without one, so that the policy remembers nothing; pass the "
+                    "state that the call before returned, and episode_start where an episode began",
+                    stacklevel=4,
+                )
+            self._state_missing = True
+            return initial
+        self._state_missing = False
+        try:
+            arrays = [np.asarray(array, np.float32) for array in state]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state: expected what predict returned, (memory, previous action): {error}") from error
+        shapes, expected = [array.shape for array in arrays], [array.shape for array in initial]
+        if shapes != expected:
+            raise ValueError(f"state: expected arrays of shapes {expected} (memory, previous action), got {shapes}")
+        if episode_start is None:
+            return MemoryState(*arrays)
+        begun = np.broadcast_to(np.asarray(episode_start, bool), len(arrays[0]))[:, None]
+        return MemoryState(*(np.where(begun, np.float32(0.0), array) for array in arrays))
+
+    def _remembering(self, observations: ArrayTree, deterministic: bool) -> tuple[Array, MemoryState]:
+        """Actions and what is remembered after them, for (o, z, a_prev)."""
+        space = self.policy.action_space
+        assert isinstance(space, MemoryActions)
+        actions, memories = space.split(self._act(observations, deterministic))
+        return actions, MemoryState(memories, encode_actions(space.action, actions))
+
+    @torch.no_grad()
+    def _act(self, observations: ArrayTree, deterministic: bool) -> Array:
+        """Actions of the policy [n, *act] for encoded observations [n, *obs], normalised here."""
+        self.policy.set_training_mode(False)
+        if self.normalizer is not None:
+            observations = self.normalizer(observations)
+        device = self.policy.device
+        tensors = (
+            {key: torch.as_tensor(value, device=device) for key, value in observations.items()}
+            if isinstance(observations, dict)
+            else torch.as_tensor(observations, device=device)
+        )
+        distribution = self.actor_critic.actor(tensors)
+        if deterministic:
+            return distribution.mode().cpu().numpy()
+        noise = draw_noise(self.policy.action_space, (batch_size(observations),), self.generator)
+        return distribution.sample(noise.to(device)).cpu().numpy()
+
+
+def batch_size(observations: ArrayTree) -> int:
+    """n of observations [n, *obs]."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
