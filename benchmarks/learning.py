@@ -170,8 +170,10 @@ def with_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, 
 def summary(envs: list[str]) -> None:
     """Print the tables and draw the curves."""
     results = stored()
+    best = best_step_sizes(results)
+    compared = [r for r in results if r["purpose"] == "run" and r["step_size"] == best.get((r["env"], r["method"]))]
     for env in envs:
-        rows = [r for r in results if r["purpose"] == "run" and r["env"] == env]
+        rows = [r for r in compared if r["env"] == env]
         if not rows:
             continue
         print(f"\n### {env}, {TASKS[env]:,} steps\n")
@@ -186,7 +188,7 @@ def summary(envs: list[str]) -> None:
                 cells = [f"{value[0]:.1f} [{value[1]:.1f}, {value[2]:.1f}]" for value in (end, whole)]
                 print(f"| {method} | {size:g} | {len(scores)} | {half:.1f} | {cells[0]} | {cells[1]} |")
     claims(results)
-    draw(results, envs)
+    draw(compared, envs)
 
 
 def claims(results: list[dict[str, Any]]) -> None:
@@ -202,34 +204,43 @@ def claims(results: list[dict[str, Any]]) -> None:
             print(f"{method}, step size {size:g}: {counts}")
 
 
-def draw(results: list[dict[str, Any]], envs: list[str]) -> None:
-    """Interquartile means with intervals against environment steps, a panel for every environment."""
+def draw(rows: list[dict[str, Any]], envs: list[str]) -> None:
+    """Interquartile means with intervals against environment steps: a column for every environment, REINFORCE in both rows."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [env for env in envs if any(r["purpose"] == "run" and r["env"] == env for r in results)]
+    shown = [env for env in envs if any(r["env"] == env for r in rows)]
     if not shown:
         return
-    figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 4.6), squeeze=False)
-    colors = plt.get_cmap("tab20").colors
-    for axis, env in zip(axes[0], shown, strict=True):
-        steps = np.arange(1, MARKS + 1) * TASKS[env] / MARKS
-        for color, method in zip(colors, METHODS):
-            scores = np.array([r["scores"] for r in results if (r["purpose"], r["env"], r["method"]) == ("run", env, method)])
-            if len(scores):
-                middle, low, high = np.array([with_interval(column, 300) for column in scores.T]).T
-                axis.plot(steps, middle, color=color, label=method, linewidth=1.6)
-                axis.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
-        axis.set(title=env, xlabel="environment steps", xlim=(0, steps[-1]))
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("return of θ_t (IQM, 95 % interval)")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=6, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.11, 1, 1))
+    normalised = [method for method, (algo, given) in METHODS.items() if algo in ("npgigt", "nvrpg") or given.get("normalize")]
+    groups = {
+        "steps α d": [method for method in METHODS if method not in normalised],
+        "steps of length α": ["REINFORCE", *normalised],
+    }
+    figure, axes = plt.subplots(2, len(shown), figsize=(5.0 * len(shown) + 2.2, 7.4), squeeze=False, sharex="col", sharey="col")
+    palette = plt.get_cmap("tab10").colors
+    for line, (title, methods) in zip(axes, groups.items(), strict=True):
+        for axis, env in zip(line, shown, strict=True):
+            steps = np.arange(1, MARKS + 1) * TASKS[env] / MARKS
+            for number, method in enumerate(methods):
+                scores = np.array([r["scores"] for r in rows if (r["env"], r["method"]) == (env, method)])
+                if len(scores):
+                    color = "black" if method == "REINFORCE" else palette[number]
+                    middle, low, high = np.array([with_interval(column, 300) for column in scores.T]).T
+                    axis.plot(steps, middle, color=color, label=method, linewidth=1.8)
+                    axis.fill_between(steps, low, high, color=color, alpha=0.07, linewidth=0)
+            axis.set(title=f"{env}: {title}", xlim=(0, steps[-1]))
+            axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel("return of θ_t (IQM, 95 % interval)")
+        line[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    for axis in axes[-1]:
+        axis.set_xlabel("environment steps")
+    figure.tight_layout()
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=130)
+    figure.savefig(PICTURE, dpi=110)
     print(f"\n{PICTURE}")
 
 
