@@ -34,9 +34,9 @@ clean:
 	touch $@
 
 .venv/test.stamp: .venv/train.stamp
-	$(PIP) --editable '.[mujoco,box2d,atari,video,dev]'
+	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,dev]'
 	touch $@
 
 .venv/all.stamp: .venv/test.stamp
-	$(PIP) --editable '.[mujoco,box2d,atari,video,envpool,dev]'
+	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,envpool,dev]'
 	touch $@

@@ -268,6 +268,7 @@ def test_atari_games_are_preprocessed() -> None:
         (["--algo"], "argument --algo: expected one argument"),
         (["--preset", "tune"], "preset: expected one of .*, got 'tune'; did you mean 'tuned'"),
         (["--env", "CartPol-v1"], "env: 'CartPol-v1' is not registered with Gymnasium; did you mean 'CartPole-v1'"),
+        (["--frame-stack", "0"], "frame_stack: expected a whole number of at least 1, got 0"),
         (["--env-kwargs", "[1]"], "Error parsing --env-kwargs: expected a mapping"),
         (["--env-kwargs", "{foo: 1}"], "env_kwargs: CartPole-v1 refuses {'foo': 1}"),
         (["--policy", "Mlp"], "policy: expected one of .*, got 'Mlp'; did you mean 'MlpPolicy'"),
@@ -368,6 +369,41 @@ def test_evaluate_reports_a_run_folder(run: Path, capsys: pytest.CaptureFixture[
     )
 
 
+def test_stacked_frames_are_seen_in_training_evaluation_and_wherever_the_agent_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--env", "CartPoleNoVel-v1", "--frame-stack", "3", "--eval-freq", "128"]
+    folder = train(tmp_path, *arguments)
+    agent = PPO.load(folder / "model.zip", device="cpu")
+    assert agent.observation_space.shape == (12,)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["frame_stack"] == 3
+    capsys.readouterr()
+    evaluate_main([str(folder), "--episodes", "4", "--json"])
+    of_folder = json.loads(capsys.readouterr().out)
+    copy = tmp_path / "agent.zip"
+    copy.write_bytes((folder / "model.zip").read_bytes())
+    evaluate_main([str(copy), "--env", "CartPoleNoVel-v1", "--frame-stack", "3", "--episodes", "4", "--json"])
+    assert json.loads(capsys.readouterr().out)["mean_return"] == of_folder["mean_return"]
+    assert "env: the observation space" in refused(capsys, evaluate_main, [str(copy), "--env", "CartPoleNoVel-v1"])
+    again = train(tmp_path / "again", "--config", str(folder / "config.yaml"))
+    assert torch.equal(weights(folder), weights(again))
+    with_more = train(tmp_path / "more", "--config", str(folder / "config.yaml"), "--frame-stack", "1")
+    assert PPO.load(with_more / "model.zip", device="cpu").observation_space.shape == (4,)
+
+
+def test_frames_of_a_video_are_stacked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pygame")
+    train(tmp_path, "--frame-stack", "2", "--video")
+    assert "the observation space of" not in capsys.readouterr().err  # the only word of a video that could not be made
+
+
+def test_atari_games_are_stacked_once() -> None:
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    with pytest.raises(ValueError, match="frame_stack: ALE/Pong-v5 is preprocessed and shows 4 frames already"):
+        training_envs("ALE/Pong-v5", 1, "auto", 0, {}, frame_stack=4)
+
+
 @pytest.mark.parametrize("place", ["folder", "best", "checkpoint", "elsewhere"])
 def test_evaluate_finds_the_agent_and_its_environment(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
@@ -403,6 +439,7 @@ def test_evaluation_repeats_with_a_seed_and_sampling_differs(run: Path) -> None:
     ("arguments", "message"),
     [
         (["{run}", "--episodes", "0"], "episodes: expected a whole number of at least 1, got 0"),
+        (["{run}", "--frame-stack", "0"], "frame_stack: expected a whole number of at least 1, got 0"),
         (["{run}", "--env", "Pendulum-v1"], "env: the observation space of Pendulum-v1 is .*, the agent's is"),
         (["{run}", "--env", "CartPol-v1"], "env: 'CartPol-v1' is not registered"),
         (["{run}", "--video", "out.avi"], "video: expected a name that ends in .mp4, got 'out.avi'"),

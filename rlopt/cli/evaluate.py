@@ -15,9 +15,11 @@ import tyro
 
 from rlopt import archive
 from rlopt.agents import ALGORITHMS, Agent
+from rlopt.arguments import check_number
 from rlopt.cli.configuration import YamlMapping
 from rlopt.cli.environments import EVALUATION_SEED, evaluation_envs
 from rlopt.cli.errors import bad_input_exits
+from rlopt.envs.base import Environments
 from rlopt.envs.vector import Backend
 from rlopt.evaluation import Evaluation, evaluate
 from rlopt.run_folder import RunFolder
@@ -49,6 +51,8 @@ class EvaluationSettings:
     """Environment id; not needed for a run folder, or a file in one."""
     env_kwargs: YamlMapping = field(default_factory=dict)
     """Passed to the environment, instead of the run's."""
+    frame_stack: int | None = None
+    """How many of the last observations the agent sees at once; not needed for a run folder, or a file in one."""
     num_envs: int = 8
     """Environments side by side."""
     seed: int = EVALUATION_SEED
@@ -73,6 +77,11 @@ class Task:
     env: str
     backend: Backend
     env_kwargs: dict[str, Any]
+    frame_stack: int
+
+    def envs(self, num_envs: int, seed: int) -> Environments:
+        """The environments to play in."""
+        return evaluation_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack)
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> None:
@@ -84,8 +93,8 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with bad_input_exits(PROGRAM):
         settings = tyro.cli(EvaluationSettings, args=arguments, prog=PROGRAM, description=DESCRIPTION)
-        for name in ("episodes", "num_envs"):
-            if getattr(settings, name) < 1:
+        for name in ("episodes", "num_envs", "frame_stack"):
+            if getattr(settings, name) is not None and getattr(settings, name) < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
         if settings.video is not None:
             check_mp4(settings.video)  # before the work, not after it
@@ -130,7 +139,11 @@ def find_task(settings: EvaluationSettings) -> Task:
         raise ValueError(f"env: the run's {env} names a module to import; if you trust it, say so with --env {env}")
     same = env == config.get("env")
     backend: Backend = "envpool" if same and config.get("backend") == "envpool" else "sync"
-    return Task(file, str(env), backend, settings.env_kwargs or (dict(config.get("env_kwargs") or {}) if same else {}))
+    env_kwargs = settings.env_kwargs or (dict(config.get("env_kwargs") or {}) if same else {})
+    # What the agent sees, whatever the environment; runs of older versions have no word of it.
+    frame_stack = settings.frame_stack or config.get("frame_stack", 1)
+    check_number("frame_stack", frame_stack, positive=True, whole=True)
+    return Task(file, str(env), backend, env_kwargs, frame_stack)
 
 
 def load_agent(file: Path, device: str) -> Agent:
@@ -151,13 +164,13 @@ def load_agent(file: Path, device: str) -> Agent:
 
 def _evaluate(agent: Agent, task: Task, settings: EvaluationSettings) -> Evaluation:
     num_envs = min(settings.num_envs, settings.episodes)
-    with contextlib.closing(evaluation_envs(task.env, num_envs, task.backend, settings.seed, task.env_kwargs)) as envs:
+    with contextlib.closing(task.envs(num_envs, settings.seed)) as envs:
         return evaluate(agent, envs, settings.episodes, not settings.stochastic, settings.seed)
 
 
 def _write_video(agent: Agent, task: Task, settings: EvaluationSettings) -> None:
     assert settings.video is not None
-    with contextlib.closing(evaluation_envs(task.env, 1, task.backend, settings.seed, task.env_kwargs)) as envs:
+    with contextlib.closing(task.envs(1, settings.seed)) as envs:
         frames = record_episode(agent, envs, not settings.stochastic, settings.seed)
         write_mp4(frames, settings.video, frames_per_second(envs))
 

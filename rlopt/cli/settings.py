@@ -41,6 +41,8 @@ class RunSettings:
     """Environment id of Gymnasium, "module:Id-v0" included. "ALE/..." gets DeepMind's preprocessing."""
     env_kwargs: YamlMapping = field(default_factory=dict)
     """Passed to the environment, for example "{gravity: 5.0}"."""
+    frame_stack: int = 1
+    """How many of the last observations the policy sees at once; zeros stand for those before an episode."""
     preset: str = "tuned"
     """Where defaults come from: "sb3", "cleanrl", or "tuned", which is "sb3" for environments it does not know."""
     config: Path | None = None
@@ -169,7 +171,8 @@ def _first_look(argv: list[str], program: str) -> dict[str, str]:
 
 
 def _check_ranges(run: RunSettings) -> None:
-    for name, least in (("total_timesteps", 1), ("num_envs", 1), ("eval_freq", 0), ("eval_episodes", 1), ("save_freq", 0)):
+    at_least = {"total_timesteps": 1, "frame_stack": 1, "num_envs": 1, "eval_freq": 0, "eval_episodes": 1, "save_freq": 0}
+    for name, least in at_least.items():
         value = getattr(run, name)
         if value < least:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")

@@ -96,11 +96,10 @@ def prepare(settings: Settings) -> Run:
         ImportError: the environment needs a package that is not installed.
     """
     chosen = settings.run
-    envs = training_envs(chosen.env, chosen.num_envs, chosen.backend, chosen.seed, chosen.env_kwargs)
+    task: dict[str, Any] = {"env_kwargs": chosen.env_kwargs, "frame_stack": chosen.frame_stack}
+    envs = training_envs(chosen.env, chosen.num_envs, chosen.backend, chosen.seed, **task)
     num_evaluation_envs = min(chosen.eval_episodes, MAX_EVALUATION_ENVS)
-    evaluating = evaluation_envs(
-        chosen.env, num_evaluation_envs, chosen.backend, chosen.seed + EVALUATION_SEED, chosen.env_kwargs
-    )
+    evaluating = evaluation_envs(chosen.env, num_evaluation_envs, chosen.backend, chosen.seed + EVALUATION_SEED, **task)
     policy = suitable_policy(envs.encoder.space) if chosen.policy == "auto" else chosen.policy
     arguments = settings.constructor_arguments()
     policy_kwargs = with_classes(arguments.pop("policy_kwargs"))
@@ -167,7 +166,8 @@ def _callbacks(chosen: RunSettings, folder: RunFolder, envs: Environments) -> li
 def _add_video(run: Run) -> None:
     """An episode in the Images tab; an environment without pictures costs only a message."""
     chosen = run.settings.run
-    with contextlib.closing(evaluation_envs(chosen.env, 1, chosen.backend, chosen.seed, chosen.env_kwargs)) as envs:
+    envs = evaluation_envs(chosen.env, 1, chosen.backend, chosen.seed, chosen.env_kwargs, chosen.frame_stack)
+    with contextlib.closing(envs):
         try:
             frames = record_episode(run.agent, envs, seed=chosen.seed + EVALUATION_SEED, max_frames=MAX_VIDEO_FRAMES)
         except ValueError as error:

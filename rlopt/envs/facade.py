@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from rlopt.envs.base import Environments, fresh_seed
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.spaces import Array
+from rlopt.envs.wrapper import innermost
 
 
 def as_vec_env(envs: Environments, on_use: Callable[[], None] | None = None) -> VecEnv:
@@ -30,7 +31,7 @@ class VecEnvFacade(DummyVecEnv):
     def __init__(self, envs: Environments, on_use: Callable[[], None] | None = None):
         self._on_use = on_use
         self.environments = envs
-        self.envs = getattr(envs, "envs", [])
+        self.envs = getattr(innermost(envs), "envs", [])
         VecEnv.__init__(self, envs.num_envs, envs.encoder.raw_space, envs.decoder.raw_space)
         self._seed_value: int | None = None
         self._returns = np.zeros(envs.num_envs)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlopt.envs.spaces import Array
+from rlopt.envs.spaces import Array, ArrayTree
 
 
 class FiniteHorizonVectorEnv(VectorEnv):
@@ -35,7 +35,7 @@ class FiniteHorizonVectorEnv(VectorEnv):
         self.ended = np.ones(num_envs, bool)
         self.states: Array | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ArrayTree, dict[str, Any]]:
         """New episodes in all environments, or where `options["reset_mask"]` [N] is True."""
         super().reset(seed=seed)
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
@@ -49,7 +49,7 @@ class FiniteHorizonVectorEnv(VectorEnv):
         self.steps[mask], self.ended[mask] = 0, False
         return self._observations(self.states), {}
 
-    def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[ArrayTree, Array, Array, Array, dict[str, Any]]:
         """One step of every environment.
 
         Raises:
@@ -72,8 +72,8 @@ class FiniteHorizonVectorEnv(VectorEnv):
         """s_{t+1} [N, *state], r_t [N] or [N, K], and whether s_{t+1} is terminal [N]; writes into no argument."""
 
     @abstractmethod
-    def _observations(self, states: Array) -> Array:
-        """What is seen of the states, [N, *obs], in memory of its own."""
+    def _observations(self, states: Array) -> ArrayTree:
+        """What is seen of the states, [N, *obs], in memory of its own; a dictionary for a Dict space."""
 
 
 class SingleCopy(gym.Env[Any, Any]):
@@ -95,10 +95,14 @@ class SingleCopy(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         observations, _ = self.vector_env.reset(seed=seed)
-        return observations[0], {}
+        return _first_row(observations), {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As Gymnasium has it; with K objectives the reward is an array [K]."""
         observations, rewards, terminated, truncated, _ = self.vector_env.step(np.asarray(action)[None])
         reward = float(rewards[0]) if rewards.ndim == 1 else rewards[0]
-        return observations[0], reward, bool(terminated[0]), bool(truncated[0]), {}
+        return _first_row(observations), reward, bool(terminated[0]), bool(truncated[0]), {}
+
+
+def _first_row(observations: ArrayTree) -> Any:
+    return {key: value[0] for key, value in observations.items()} if isinstance(observations, dict) else observations[0]

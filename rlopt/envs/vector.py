@@ -28,7 +28,11 @@ EXTRAS = {
     "pygame": "box2d",
     "ale_py": "atari",
     "envpool": "envpool",
+    "popgym": "pomdp",
 }
+
+# Packages that register their ids when they are imported, by how the ids begin.
+REGISTERED_BY = {"ALE/": "ale_py", "popgym-": "popgym"}
 
 
 def make_envs(
@@ -145,10 +149,11 @@ def find_spec(env_id: str) -> Any:
         ValueError: unknown id; the nearest is named.
         ImportError: the id belongs to a package that is not installed.
     """
-    if env_id.startswith("ALE/"):
-        _register_atari(env_id)
     module, _, name = env_id.rpartition(":")
     try:
+        for beginning, package in REGISTERED_BY.items():
+            if name.startswith(beginning):
+                gym.register_envs(importlib.import_module(package))
         if module:
             importlib.import_module(module)  # it registers its ids
         return gym.spec(name)
@@ -165,14 +170,6 @@ def missing_extra(env_id: str, error: Exception) -> ImportError:
     extra = EXTRAS.get(module or "")
     advice = f"pip install 'rlopt[{extra}]'" if extra else f"install the package that provides it ({error})"
     return ImportError(f"env: {env_id} needs {module or 'a package'} that is not installed: {advice}")
-
-
-def _register_atari(env_id: str) -> None:
-    try:
-        import ale_py
-    except ImportError as error:
-        raise missing_extra(env_id, error) from error
-    gym.register_envs(ale_py)
 
 
 def _make_envpool(env_id: str, num_envs: int, seed: int, kwargs: dict[str, Any]) -> Any:

@@ -52,3 +52,10 @@ class EnvironmentsWrapper(Environments):
 
     def render(self) -> list[Any]:
         return self.envs.render()
+
+
+def innermost(envs: Environments) -> Environments:
+    """What all wrappers are around."""
+    while isinstance(envs, EnvironmentsWrapper):
+        envs = envs.envs
+    return envs
