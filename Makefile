@@ -34,9 +34,9 @@ clean:
 	touch $@
 
 .venv/test.stamp: .venv/train.stamp
-	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,dev]'
+	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,onnx,dev]'
 	touch $@
 
 .venv/all.stamp: .venv/test.stamp
-	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,envpool,dev]'
+	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,onnx,envpool,dev]'
 	touch $@

@@ -1,6 +1,6 @@
 """rlopt: policy-optimisation agents that share one rollout type, one collector and one set of estimators."""
 
-from rlopt.agents import ALGORITHMS, HARPG, NPGIGT, NVRPG, PPO, REINFORCE, S2PG, SRVRPG, STORMPG, Agent
+from rlopt.agents import ALGORITHMS, HARPG, NPGIGT, NVRPG, PPO, REINFORCE, S2PG, SRVRPG, STORMPG, Agent, RecurrentPPO
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.vector import make_envs
 from rlopt.evaluation import evaluate
@@ -25,6 +25,7 @@ __all__ = [
     "EnvironmentFault",
     "Linear",
     "Power",
+    "RecurrentPPO",
     "Rollout",
     "__version__",
     "evaluate",

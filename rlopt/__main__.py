@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from rlopt.cli import evaluate_main, plot_main, train_main
+from rlopt.cli import evaluate_main, export_main, plot_main, train_main
 from rlopt.verification.run import verify_main
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train_main, "train an agent"),
     "evaluate": (evaluate_main, "play a trained agent"),
     "plot": (plot_main, "draw learning curves"),
+    "export": (export_main, "write a trained agent as ONNX"),
     "verify": (verify_main, "check the estimators and agents against exact answers"),
 }
 

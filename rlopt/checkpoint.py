@@ -19,8 +19,8 @@ from rlopt import archive as files
 from rlopt.archive import FORMAT, Archive
 from rlopt.envs.spaces import ActionDecoder, ObservationEncoder
 from rlopt.plain_data import decode, decode_space, encode, encode_space, policy_name
-from rlopt.policies.actor_critic import POLICY_ALIASES
 from rlopt.policies.distributions import noise_size
+from rlopt.policies.stateful import readable_spaces
 from rlopt.version import __version__
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def restore(
     if kwargs.get("policy_kwargs") is not None:
         _check_policy_kwargs(data, kwargs["policy_kwargs"])
     policy = arguments.pop("policy", None) or data["policy"]
-    if policy not in POLICY_ALIASES and isinstance(policy, str):
+    if policy not in cls.policy_aliases and isinstance(policy, str):
         raise ValueError(
             f"policy: the file was made with the class {policy}; pass it as load(..., policy={policy.split('.')[-1]})"
         )
@@ -133,10 +133,12 @@ def restore(
 
 def _check_size(agent: Agent, observation_space: spaces.Space, action_space: spaces.Space, archive: Archive) -> None:
     """Refuse networks larger than the weights that the file brings, before anything of their size is allocated."""
-    if agent.policy_class not in POLICY_ALIASES:  # the caller's own class knows what it builds
+    if agent.policy_class not in agent.policy_aliases:  # the caller's own class knows what it builds
         return
     stored = sum(tensor.numel() for tensor in archive.group("policy").values())
     encoded = ObservationEncoder(observation_space).space
+    if agent.memory is not None:  # what only the critic reads is no input of the actor
+        encoded = readable_spaces(encoded)[0]
     entries = encoded.spaces.values() if isinstance(encoded, spaces.Dict) else [encoded]
     own_extractor = "features_extractor_class" in agent.policy_kwargs
     inputs = 0 if own_extractor else sum(get_flattened_obs_dim(entry) for entry in entries if not is_image_space(entry))
@@ -144,9 +146,20 @@ def _check_size(agent: Agent, observation_space: spaces.Space, action_space: spa
     towers = [[inputs, *tower, 1] for tower in (arch.values() if isinstance(arch, dict) else [arch])]
     least = noise_size(ActionDecoder(action_space).space) + sum(a * b for tower in towers for a, b in pairwise(tower))
     extractor_kwargs = agent.policy_kwargs.get("features_extractor_kwargs") or {}
-    needed = max([least, *(value for value in extractor_kwargs.values() if isinstance(value, int))])
+    sizes = [least, *(value for value in extractor_kwargs.values() if isinstance(value, int))]
+    needed = max([*sizes, *(_least_of_memory(agent, [tower[1] for tower in towers]) if agent.memory is not None else [])])
     if needed > stored:
         raise ValueError(f"path: the file describes networks of {needed} parameters or more, and brings {stored}")
+
+
+def _least_of_memory(agent: Agent, widths: list[int]) -> list[int]:
+    """Sizes that recurrent layers of H units cannot be without: H², times the layers, and H times each of their neighbours."""
+    kwargs, memory_size = agent.policy_kwargs, agent.memory_size
+    units = memory_size if memory_size is not None else kwargs.get("lstm_hidden_size", 1)
+    num_layers, encoder_size = kwargs.get("n_lstm_layers", 1), kwargs.get("encoder_size", 1)
+    if not all(isinstance(size, int) for size in (units, num_layers, encoder_size)):
+        raise ValueError(f"path: the file's sizes of memory make no sense: {(units, num_layers, encoder_size)}")
+    return [units**2 * num_layers, units * encoder_size, *(units * width for width in widths)]
 
 
 def _spaces(data: dict[str, Any]) -> tuple[spaces.Space, spaces.Space]:

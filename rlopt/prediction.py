@@ -97,7 +97,10 @@ class Predictor:
             raise ValueError(f"state: expected arrays of shapes {expected} (memory, previous action), got {shapes}")
         if episode_start is None:
             return MemoryState(*arrays)
-        begun = np.broadcast_to(np.asarray(episode_start, bool), len(arrays[0]))[:, None]
+        begins = np.asarray(episode_start, bool)
+        if begins.shape not in ((), (1,), shapes[0][:1]):
+            raise ValueError(f"episode_start: expected one boolean for each of {shapes[0][0]} rows, got shape {begins.shape}")
+        begun = np.broadcast_to(begins, shapes[0][0])[:, None]
         return MemoryState(*(np.where(begun, np.float32(0.0), array) for array in arrays))
 
     def _remembering(self, observations: ArrayTree, deterministic: bool) -> tuple[Array, MemoryState]:

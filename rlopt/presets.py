@@ -199,6 +199,7 @@ BASE: dict[str, Preset] = {
     "srvrpg": {"n_envs": 10},
     "nvrpg": {"n_envs": 10},
     "s2pg": {"n_envs": 16, "n_steps": 128},
+    "recurrentppo": {"n_envs": 8},
 }
 
 

@@ -6,6 +6,7 @@ from rlopt.agents.harpg import HARPG
 from rlopt.agents.npgigt import NPGIGT
 from rlopt.agents.nvrpg import NVRPG
 from rlopt.agents.ppo import PPO
+from rlopt.agents.recurrent_ppo import RecurrentPPO
 from rlopt.agents.reinforce import REINFORCE
 from rlopt.agents.s2pg import S2PG
 from rlopt.agents.srvrpg import SRVRPG
@@ -22,6 +23,20 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "srvrpg": SRVRPG,
     "nvrpg": NVRPG,
     "s2pg": S2PG,
+    "recurrentppo": RecurrentPPO,
 }
 
-__all__ = ["ALGORITHMS", "HARPG", "NPGIGT", "NVRPG", "PPO", "REINFORCE", "S2PG", "SRVRPG", "STORMPG", "Agent", "EpisodicAgent"]
+__all__ = [
+    "ALGORITHMS",
+    "HARPG",
+    "NPGIGT",
+    "NVRPG",
+    "PPO",
+    "REINFORCE",
+    "S2PG",
+    "SRVRPG",
+    "STORMPG",
+    "Agent",
+    "EpisodicAgent",
+    "RecurrentPPO",
+]

@@ -6,9 +6,10 @@ import inspect
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncode
 from rlopt.envs.vector import Backend, can_be_copied, make_envs
 from rlopt.logging import LAYOUT, Layout, Metrics, add_configuration, add_first_page, record_iteration
 from rlopt.policies import POLICY_ALIASES, Functional, bind_parameters, make_policy
-from rlopt.policies.stateful import MemoryName, as_actor_critic, make_stateful_policy
+from rlopt.policies.stateful import as_actor_critic, make_stateful_policy
 from rlopt.prediction import Predictor
 from rlopt.rollout import Observations
 from rlopt.schedules import Schedule, ScheduleLike, as_schedule
@@ -54,6 +55,7 @@ class Agent(ABC):
     """
 
     policy_aliases: ClassVar[dict[str, type[ActorCriticPolicy]]] = POLICY_ALIASES
+    memories: ClassVar[dict[str, Callable[..., ActorCriticPolicy]]] = {"s2pg": make_stateful_policy}  # what makes the policy
     layout: ClassVar[Layout] = LAYOUT
 
     policy: ActorCriticPolicy
@@ -93,8 +95,8 @@ class Agent(ABC):
         clip_observations: float,
         clip_rewards: float,
         carry_reward_returns: bool,
-        memory: MemoryName | None = None,
-        memory_size: int = 0,
+        memory: str | None = None,
+        memory_size: int | None = None,
     ) -> None:
         """Store what all agents have and, if there is an environment, build everything."""
         self.policy_class: Any = policy
@@ -111,7 +113,9 @@ class Agent(ABC):
         self.clip_observations, self.clip_rewards = clip_observations, clip_rewards
         self.carry_reward_returns = carry_reward_returns
         if memory is not None:
-            check_choice("memory", memory, get_args(MemoryName))
+            check_choice("memory", memory, tuple(self.memories))
+            if memory_size is not None:
+                check_number("memory_size", memory_size, positive=True, whole=True)
         self.memory, self.memory_size = memory, memory_size
         self.env: VecEnv | None = None
         self.environments: Environments | None = None
@@ -133,7 +137,9 @@ class Agent(ABC):
         self.generators = {name: torch.Generator() for name in ("actions", "minibatches", "prediction")}
         self.set_random_seed(self.seed)
         arguments = self.policy_class, self.encoder.space, self.decoder.space, self.lr_schedule(1.0), self.policy_kwargs
-        self.policy = make_policy(*arguments) if self.memory is None else make_stateful_policy(*arguments, self.memory_size)
+        self.policy = (
+            make_policy(*arguments) if self.memory is None else self.memories[self.memory](*arguments, self.memory_size)
+        )
         self.policy.to(self.device)
         self.observation_normalizer = (
             ObservationNormalizer(self.policy.observation_space, self.clip_observations)
@@ -396,6 +402,7 @@ class Agent(ABC):
         self._attach(environments)
         if not force_reset and previous is not None and same:
             assert self.collector is not None
+            self.collector.envs = previous.envs  # what wraps them knows which are to be reset
             self.collector.observations, self.collector.reset_pending = previous.observations, previous.reset_pending
 
     def get_env(self) -> VecEnv | None:
@@ -536,6 +543,31 @@ class Agent(ABC):
         if print_system_info:
             print("\n".join(f"{name}: {version}" for name, version in contents.data["versions"].items()))
         return checkpoint.restore(cls, contents, env, device, custom_objects or {}, kwargs)
+
+    def export(self, path: str | Path, deterministic: bool = True) -> Path:
+        """Write the policy's step as one ONNX file, which needs neither Python nor this library; see `rlopt.export`.
+
+        Inputs are observations as the environment gives them, outputs actions as it wants them: the agent's own
+        normalisation, with its statistics as they are, is part of the graph; a user's `VecNormalize` is not. A policy with
+        memory takes and gives it explicitly, zeros at an episode's start. Where onnxruntime is installed, the graph is
+        first compared with `predict`. The file appears whole or not at all.
+
+        Args:
+            path: where to; `.onnx` is appended to a name without a suffix.
+            deterministic: take the most likely action, and the mean of the next memory; otherwise the graph has an input
+                `noise`, and the metadata say how to draw it.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ValueError: no such path, or an agent that never had an environment.
+            ImportError: a package is missing; pip install 'rlopt[onnx]'.
+            RuntimeError: the policy cannot be expressed in ONNX, or the graph's outputs differ from those of `predict`.
+        """
+        from rlopt.export import export_onnx  # which imports this module
+
+        return export_onnx(self, path, deterministic)
 
     # ------------------------------------------------------------------ attributes that SB3 scripts read
 

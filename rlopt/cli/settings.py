@@ -58,7 +58,7 @@ class RunSettings:
     device: str = "auto"
     """Where the networks are: "cpu", "cuda", "cuda:1"; "auto" is CUDA if there is one."""
     policy: str = "auto"
-    """MlpPolicy, CnnPolicy or MultiInputPolicy; "auto" chooses by the observation space."""
+    """MlpPolicy, CnnPolicy or MultiInputPolicy; "auto" chooses by the observation space. RecurrentPPO has MlpLstmPolicy too."""
     eval_freq: int = 0
     """Environment steps between evaluations, which keep the best model; 0 evaluates only at the end."""
     eval_episodes: int = 20

@@ -46,11 +46,30 @@ EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
 }
 
 
+class Deterministic(NamedTuple):
+    """One value with certainty: log π(mean) = 0, and noise changes nothing."""
+
+    mean: Tensor  # [B, d_z]
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        """0 for the only value that there is, [B]."""
+        return self.mean.new_zeros(values.shape[:-1])
+
+    def mode(self) -> Tensor:
+        """The value, [B, d_z]."""
+        return self.mean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The value, [B, d_z]."""
+        del noise
+        return self.mean
+
+
 class JointDistribution(NamedTuple):
     """π(a, z' | o, z, a_prev). Values are [B, A + d_z], a first; noise is that of both, in this order."""
 
     action: ActionDistribution
-    memory: DiagonalGaussian
+    memory: DiagonalGaussian | Deterministic
     space: MemoryActions
 
     def log_probs(self, joint: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +88,7 @@ class JointDistribution(NamedTuple):
 
     def mode(self) -> Tensor:
         """The most likely action, and the mean of the next memory."""
-        return self._joined(self.action.mode(), self.memory.mean)
+        return self._joined(self.action.mode(), self.memory.mode())
 
     def sample(self, noise: Tensor) -> Tensor:
         of_action, of_memory = noise.split([noise.shape[-1] - self.space.memory_size, self.space.memory_size], -1)
@@ -79,7 +98,39 @@ class JointDistribution(NamedTuple):
         return torch.cat([actions.reshape(len(memories), -1).to(memories.dtype), memories], -1)
 
 
-class StatefulPolicy(ActorCriticPolicy):
+class MemoryPolicy(ActorCriticPolicy):
+    """An SB3 policy that reads (o, z, a_prev) and answers (a, z').
+
+    Attributes:
+        actor_space, critic_space: what of o the actor reads, and what the critic does.
+    """
+
+    actor_critic_class: ClassVar[type[nn.Module]]  # how rlopt sees the policy
+
+    observation_space: MemoryObservations
+    action_space: MemoryActions
+
+    def __init__(self, observation_space: MemoryObservations, action_space: MemoryActions, lr_schedule: Any, **kwargs: Any):
+        self.actor_space, self.critic_space = readable_spaces(observation_space.observation)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """φ: the first call makes the actor's, the second the critic's."""
+        space = self.critic_space if hasattr(self, "pi_features_extractor") else self.actor_space
+        if isinstance(space, spaces.Dict) and not isinstance(self.actor_space, spaces.Dict):
+            return CombinedExtractor(space)
+        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+
+    def read(self, observations: Observations, extractor: nn.Module, space: spaces.Space) -> Tensor:
+        """φ(o), [B, F]: what one features extractor makes of its part of the observations."""
+        assert isinstance(observations, dict)
+        part: Any = (
+            {key: observations[key] for key in space.spaces} if isinstance(space, spaces.Dict) else observations[OBSERVATION]
+        )
+        return extractor(preprocess_obs(part, space, normalize_images=self.normalize_images))
+
+
+class StatefulPolicy(MemoryPolicy):
     """The networks of a stateful policy, with SB3's policy around them.
 
     Args:
@@ -101,11 +152,6 @@ class StatefulPolicy(ActorCriticPolicy):
         features_extractor_class, features_extractor_kwargs, normalize_images: φ, as in SB3; actor and critic have their own.
         optimizer_class, optimizer_kwargs: as in SB3.
     """
-
-    actor_critic_class: ClassVar[type[nn.Module]]  # how rlopt sees the policy
-
-    observation_space: MemoryObservations
-    action_space: MemoryActions
 
     def __init__(
         self,
@@ -133,7 +179,6 @@ class StatefulPolicy(ActorCriticPolicy):
         check_number("min_memory_std", min_memory_std, at_least=0)
         if not memory_std > min_memory_std:
             raise ValueError(f"memory_std: expected more than min_memory_std = {min_memory_std}, got {memory_std}")
-        self.actor_space, self.critic_space = readable_spaces(observation_space.observation)
         super().__init__(
             observation_space,
             action_space,
@@ -148,13 +193,6 @@ class StatefulPolicy(ActorCriticPolicy):
             normalize_images=normalize_images,
             **optimizer,
         )
-
-    def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """φ: the first call makes the actor's, the second the critic's."""
-        space = self.critic_space if hasattr(self, "pi_features_extractor") else self.actor_space
-        if isinstance(space, spaces.Dict) and not isinstance(self.actor_space, spaces.Dict):
-            return CombinedExtractor(space)
-        return self.features_extractor_class(space, **self.features_extractor_kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
         action = self.action_space.action
@@ -193,14 +231,6 @@ class StatefulPolicy(ActorCriticPolicy):
     def memory_log_std(self) -> Tensor:
         """log σ_z, [d_z]."""
         return (self.min_memory_std + self.memory_log_excess.exp()).log()
-
-    def read(self, observations: Observations, extractor: nn.Module, space: spaces.Space) -> Tensor:
-        """φ(o), [B, F]: what one features extractor makes of its part of the observations."""
-        assert isinstance(observations, dict)
-        part: Any = (
-            {key: observations[key] for key in space.spaces} if isinstance(space, spaces.Dict) else observations[OBSERVATION]
-        )
-        return extractor(preprocess_obs(part, space, normalize_images=self.normalize_images))
 
 
 class StatefulActorCritic(nn.Module):
@@ -258,7 +288,7 @@ def readable_spaces(observation: spaces.Space) -> tuple[spaces.Space, spaces.Spa
     """What of an encoded observation the actor reads, and what the critic does.
 
     Entries of a Dict whose key is "critic", or begins with "critic/", are the critic's alone; it reads the others too.
-    A Dict of one entry named "observation" is read like that entry.
+    If the only other one is named "observation", the actor reads it as if it were not in a Dict.
 
     Raises:
         ValueError: nothing is left for the actor.

@@ -17,10 +17,12 @@ from rlopt.verification.agents import PAPER, agent_check
 from rlopt.verification.checks import WIDTH, Check, Report
 from rlopt.verification.estimators import ESTIMATORS
 from rlopt.verification.exact import FIXTURES, KINDS, Estimator, Kind, exact_checks
+from rlopt.verification.memory import memory_checks
 
 PROGRAM = "rlopt verify"
 # What the agents that are not in `PAPER` stand on.
-OF_OTHERS = {"ppo": "gae"}
+OF_OTHERS = {"ppo": "gae", "recurrentppo": "gae"}
+STATEFUL = "s2pg"  # which is checked beside the estimators of stateful policies
 
 
 def verify(estimator: Estimator | None = None, kind: Kind = "gradient", *, show: bool = True) -> Report:
@@ -50,7 +52,7 @@ def verify(estimator: Estimator | None = None, kind: Kind = "gradient", *, show:
         ValueError: an unknown kind; a result of the wrong shape.
     """
     if estimator is None:
-        return _shown(Report(list(_library_checks(list(ESTIMATORS), list(PAPER)))), show)
+        return _shown(Report(list(_library_checks(list(ESTIMATORS), [*PAPER, STATEFUL]))), show)
     check_choice("kind", kind, KINDS)
     plain = next(item.make for item in ESTIMATORS.values() if item.kind == kind)
     name = getattr(estimator, "__name__", type(estimator).__name__)
@@ -100,7 +102,7 @@ def verify_main(argv: Sequence[str] | None = None) -> None:
 def _asked(algo: str | None, estimator: str | None, kind: Kind) -> Report:
     """The checks that the command line asks for: all, if it names nothing."""
     if algo is None and estimator is None:
-        return Report(list(_library_checks(list(ESTIMATORS), list(PAPER))))
+        return Report(list(_library_checks(list(ESTIMATORS), [*PAPER, STATEFUL])))
     checks: list[Check] = []
     if algo is not None:
         check_choice("algo", algo, tuple(ALGORITHMS))
@@ -117,7 +119,10 @@ def _library_checks(estimators: Sequence[str], algorithms: Sequence[str]) -> Ite
     bar = tqdm([*estimators, *algorithms], desc="verifying", disable=not sys.stderr.isatty(), leave=False)
     for index, name in enumerate(bar):
         bar.set_postfix_str(name)
-        yield from estimator_checks(name) if index < len(estimators) else [agent_check(name)]
+        if index < len(estimators):
+            yield from estimator_checks(name)
+        else:
+            yield from memory_checks() if name == STATEFUL else [agent_check(name)]
 
 
 def _imported(path: str) -> Estimator:
