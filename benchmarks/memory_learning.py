@@ -5,7 +5,8 @@
 
 All arms have the same rollouts, network widths, optimiser and number of epochs. A score is the mean return of the last 100
 training episodes, at every tenth of the budget; at the end, 100 episodes with sampled actions and memory, and 100 with the
-most likely action and the memory's mean. Seconds count training alone, one thread. What is done already is not done again.
+most likely action and the memory's mean. Seconds are of the processor, of training alone, one thread. What is done already is
+not done again.
 """
 
 from __future__ import annotations
@@ -145,10 +146,10 @@ def train(job: Job) -> dict[str, Any] | None:
 
         def mark(self) -> None:
             scores.append(float(np.mean([episode["r"] for episode in agent.ep_info_buffer])))
-            clock.append(round(time.perf_counter() - began, 2))
+            clock.append(round(time.process_time() - began, 2))
 
     watch = Watch()
-    began = time.perf_counter()
+    began = time.process_time()
     agent.learn(task.budget, callback=watch)
     while len(scores) < MARKS:
         watch.mark()

@@ -9,7 +9,7 @@ hits all of them; medians over rounds, after one that warms up. Where the rollou
 
     S2PG                      GRU; z is data
     PPO                       no memory: the floor
-    BPTT, whole rollouts      RecurrentPPO with S2PG's network, without and with ends of episodes (each step with probability .01)
+    BPTT, whole rollouts      RecurrentPPO with S2PG's network, without and with ends of episodes (one step in 100)
     BPTT, step by step        the same loss and network, one call of the kernel a step, differentiated by autograd
     BPTT, windows             every row at the end of a window of its own, overlapping with the others
     SB3-contrib               its RecurrentPPO.train(); LSTM for actor and critic (pip install sb3-contrib)
@@ -83,7 +83,7 @@ class NoiseVecEnv(VecEnv):
         pass
 
     def step_wait(self) -> Any:
-        observations, rewards, over, _, infos = self.inner.step(None)
+        observations, rewards, over, _, _ = self.inner.step(None)
         return observations, rewards.astype(np.float32), over, [{"terminal_observation": o} for o in observations]
 
     def close(self) -> None:
