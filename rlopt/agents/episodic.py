@@ -249,6 +249,8 @@ class EpisodicAgent(Agent):
         }
         if corrected is not None:
             metrics["cosine"] = cosine(corrected, gradient)
+        if self.memory is not None:  # scores of z' grow with 1/σ_z, and can take a normalised step for themselves
+            metrics["memory_share"] = after.direction[self._writes_memory].norm() / after.direction.norm()
         return metrics
 
     def weight_instruments(self, theta: Tensor, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
@@ -271,6 +273,13 @@ class EpisodicAgent(Agent):
     def log_policy(self) -> Policy:
         """(θ, observations, actions) -> log π_θ(a | s)."""
         return Functional(ActionLogProb(as_actor_critic(self.policy)))
+
+    @cached_property
+    def _writes_memory(self) -> Tensor:
+        """[d] bool, parameters that the next memory depends on."""
+        parts = ("policy.encoder.", "policy.kernel.", "policy.memory_log_excess")
+        parameters = self.functional.module.named_parameters()
+        return torch.cat([torch.full((p.numel(),), name.startswith(parts)) for name, p in parameters]).to(self.device)
 
     @property
     def baseline_function(self) -> Baseline:

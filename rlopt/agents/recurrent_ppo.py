@@ -18,7 +18,9 @@ from rlopt.estimators import (
     approximate_kl,
     clip_fraction,
     clipped_surrogate,
+    clipped_surrogate_weights,
     clipped_value_loss,
+    clipped_value_loss_slope,
     explained_variance,
     value_loss,
 )
@@ -48,13 +50,29 @@ class Chunks(NamedTuple):
         return Chunks(*(map_observations(lambda x: x[:, index], field) for field in self))  # type: ignore[arg-type]
 
 
+class Minibatch(NamedTuple):
+    """Some chunks, and of their rows the R that count."""
+
+    observations: Observations  # [L, C', *obs]
+    memory: Tensor  # [C', d_z]
+    begins: Begins
+    rows: Tensor | None  # [R], flat indices t·C' + c; None for all
+    actions: Tensor  # [R, *act]
+    log_probs: Tensor  # [R]
+    advantages: Tensor  # [R], as the surrogate takes them
+    values: Tensor  # [R]
+    targets: Tensor  # [R]
+
+
 class Log(NamedTuple):
-    """What a minibatch leaves behind: [R] of its rows, or scalars."""
+    """What the rows of a minibatch leave behind, [R] each."""
 
     log_ratio: Tensor
-    surrogate: Tensor
     entropy: Tensor
-    value_loss: Tensor
+    values: Tensor
+    advantages: Tensor
+    old_values: Tensor
+    targets: Tensor
 
 
 class RecurrentPPO(ProximalAgent):
@@ -180,19 +198,22 @@ class RecurrentPPO(ProximalAgent):
         logs: list[Log] = []
         norms: list[Tensor] = []
         num_epochs, going_on = 0, True
+        alone = chunks.mask.numel() <= self.batch_size  # one minibatch is the same in every epoch
+        kept = list(self.chunk_minibatches(chunks)) if alone else []
         while going_on and num_epochs < self.n_epochs:
             if self.refresh_states and num_epochs:
                 chunks = self.refreshed(chunks)
+                kept = list(self.chunk_minibatches(chunks)) if alone else []
             num_epochs += 1
-            for part in self.chunk_minibatches(chunks):
-                loss, log = self.loss(part, clip_range, clip_range_vf)
+            for part in kept or self.chunk_minibatches(chunks):
+                outputs, gradients, log = self.slopes(part, clip_range, clip_range_vf)
                 logs.append(log)
                 going_on = self.target_kl is None or bool(approximate_kl(log.log_ratio) <= 1.5 * self.target_kl)
                 if not going_on:
                     break
-                norms.append(self.descent.step([loss], None, self.max_grad_norm))
+                norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         metrics: dict[str, Any] = {
-            **self.metrics(logs, norms, clip_range),
+            **self.metrics(logs, norms, clip_range, clip_range_vf),
             "explained_variance": explained_variance(chunks.values[chunks.mask], chunks.targets[chunks.mask]),
             "learning_rate": learning_rate,
             "n_updates": state.num_updates + num_epochs,
@@ -200,37 +221,70 @@ class RecurrentPPO(ProximalAgent):
         }
         return self.descended(state.num_updates + num_epochs), metrics
 
-    def chunk_minibatches(self, chunks: Chunks) -> Iterator[Chunks]:
+    def chunk_minibatches(self, chunks: Chunks) -> Iterator[Minibatch]:
         """All chunks once in random order, as many at a time as make `batch_size` rows; the last time there may be fewer."""
         length, num_chunks = chunks.mask.shape
         at_once = max(self.batch_size // length, 1)
         if at_once >= num_chunks:
-            yield chunks
+            yield self.minibatch(chunks)
             return
         for columns in self.shuffled(num_chunks).split(at_once):
             part = chunks.columns(columns)
             if bool(part.mask.any()):
-                yield part
+                yield self.minibatch(part)
 
-    def loss(self, part: Chunks, clip_range: float, clip_range_vf: float | None) -> tuple[Tensor, Log]:
-        """PPO's loss on a minibatch, a scalar, and what to remember of it."""
+    def minibatch(self, part: Chunks) -> Minibatch:
+        """These chunks, ready for the loss."""
         rows = None if bool(part.mask.all()) else part.mask.flatten().nonzero().squeeze(1)
-        actions, old_log_probs, advantages, old_values, targets = (
-            x.flatten(0, 1) if rows is None else x.flatten(0, 1)[rows] for x in part[4:]
-        )
-        begins = begins_within(part)
-        distribution, values = self.descent.module.sequences(part.observations, part.memory[0], begins, rows)
-        log_ratio = distribution.log_prob(actions) - old_log_probs
-        surrogate = clipped_surrogate(log_ratio, self.normalized(advantages), clip_range).mean()
-        entropy = distribution.entropy().mean()
-        errors = (
-            value_loss(values, targets)
-            if clip_range_vf is None
-            else clipped_value_loss(values, old_values, targets, clip_range_vf)
-        )
-        critic_loss = errors.mean()
-        loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
-        return loss, Log(log_ratio.detach(), surrogate.detach(), entropy.detach(), critic_loss.detach())
+        flat = (x.flatten(0, 1) if rows is None else x.flatten(0, 1)[rows] for x in part[4:])
+        minibatch = Minibatch(part.observations, part.memory[0], begins_within(part), rows, *flat)
+        return minibatch._replace(advantages=self.normalized(minibatch.advantages))
+
+    def slopes(self, part: Minibatch, clip_range: float, clip_range_vf: float | None) -> tuple[Any, Any, Log]:
+        """What the networks put out for a minibatch, the gradients of PPO's loss with respect to that, and what to keep.
+
+        A distribution without closed form gives the loss itself, and no gradients.
+        """
+        module, size = self.descent.module, len(part.advantages)
+        head, values = module.sequences(part.observations, part.memory, part.begins, part.rows)
+        if module.squash:
+            loss, log = self.loss(module.distribution_of(head), values, part, clip_range, clip_range_vf)
+            return [loss], None, log
+        with torch.no_grad():
+            distribution = module.distribution_of(head)
+            log_ratio = distribution.log_prob(part.actions) - part.log_probs
+            weights = clipped_surrogate_weights(log_ratio, part.advantages, clip_range)
+            of_actor = distribution.pull_back(part.actions, weights / -size, -self.ent_coef / size)
+            slope = 2.0 * (values - part.targets)
+            if clip_range_vf is not None:
+                slope = clipped_value_loss_slope(values, part.values, part.targets, clip_range_vf)
+            entropy = distribution.entropy()
+        log_std = [module.policy.log_std] if len(of_actor) == 2 else []
+        log = Log(log_ratio, entropy, values.detach(), part.advantages, part.values, part.targets)
+        return [head, *log_std, values], [*of_actor, slope * (self.vf_coef / size)], log
+
+    def loss(
+        self, distribution: Any, values: Tensor, part: Minibatch, clip_range: float, clip_range_vf: float | None
+    ) -> tuple[Tensor, Log]:
+        """PPO's loss on a minibatch, a scalar, and what to keep of it."""
+        log_ratio, entropy = distribution.log_prob(part.actions) - part.log_probs, distribution.entropy()
+        log = Log(log_ratio, entropy, values, part.advantages, part.values, part.targets)
+        return self.losses(log, clip_range, clip_range_vf)["loss"], Log(*(x.detach() for x in log))
+
+    def losses(self, log: Log, clip_range: float, clip_range_vf: float | None) -> dict[str, Tensor]:
+        """PPO's loss and its parts, means over rows."""
+        if clip_range_vf is None:
+            errors = value_loss(log.values, log.targets)
+        else:
+            errors = clipped_value_loss(log.values, log.old_values, log.targets, clip_range_vf)
+        policy_loss = -clipped_surrogate(log.log_ratio, log.advantages, clip_range).mean()
+        critic_loss, entropy_loss = errors.mean(), -log.entropy.mean()
+        return {
+            "policy_gradient_loss": policy_loss,
+            "value_loss": critic_loss,
+            "entropy_loss": entropy_loss,
+            "loss": policy_loss + self.ent_coef * entropy_loss + self.vf_coef * critic_loss,
+        }
 
     @torch.no_grad()
     def refreshed(self, chunks: Chunks) -> Chunks:
@@ -243,17 +297,13 @@ class RecurrentPPO(ProximalAgent):
             memories.append(after * ~chunks.begins[0, start + num_envs : start + 2 * num_envs].unsqueeze(-1))
         return chunks._replace(memory=torch.cat(memories).unsqueeze(0))
 
-    def metrics(self, logs: list[Log], norms: list[Tensor], clip_range: float) -> dict[str, Any]:
-        """Averages over all minibatches of the update."""
-        surrogate, entropy, critic_loss = (torch.stack(column).mean() for column in list(zip(*logs, strict=True))[1:])
-        log_ratio = torch.cat([log.log_ratio for log in logs])
+    def metrics(self, logs: list[Log], norms: list[Tensor], clip_range: float, clip_range_vf: float | None) -> dict[str, Any]:
+        """Averages over all rows of all minibatches of the update."""
+        log = Log(*(torch.cat(column) for column in zip(*logs, strict=True)))
         metrics = {
-            "policy_gradient_loss": -surrogate,
-            "value_loss": critic_loss,
-            "entropy_loss": -entropy,
-            "loss": -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss,
-            "approx_kl": approximate_kl(log_ratio),
-            "clip_fraction": clip_fraction(log_ratio, clip_range),
+            **self.losses(log, clip_range, clip_range_vf),
+            "approx_kl": approximate_kl(log.log_ratio),
+            "clip_fraction": clip_fraction(log.log_ratio, clip_range),
             "clip_range": clip_range,
             **({"grad_norm": torch.stack(norms).mean()} if norms else {}),
         }
@@ -276,7 +326,7 @@ def begins_within(part: Chunks) -> Begins:
     """Where memory begins anew after the first steps, whose memory is given."""
     inner = part.begins.clone()
     inner[0] = False
-    return Begins.at(inner, part.memory.dtype)
+    return Begins(inner)
 
 
 def check_chunks(n_steps: int, batch_size: int, chunk_length: int | None) -> None:

@@ -12,7 +12,7 @@ those of `StatefulPolicy`: features, encoder, GRU, and heads that read features 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ from rlopt.policies.actor_critic import ActionDistribution, distribution_from, m
 from rlopt.policies.distributions import noise_size
 from rlopt.policies.kernels import KERNELS, Kernel
 from rlopt.policies.stateful import EXTRACTORS, Deterministic, JointDistribution, MemoryPolicy, readable_spaces
-from rlopt.policies.unrolling import Begins, Unrolled, advance, unroll
+from rlopt.policies.unrolling import Begins, advance, side_by_side, unroll
 from rlopt.rollout import Observations, map_observations
 
 RecurrentCell = Literal["gru", "lstm"]
@@ -102,18 +102,37 @@ class Recurrence(nn.Module):
 
 def over_time(
     recurrences: Sequence[Recurrence], inputs: Sequence[Tensor], memories: Sequence[Tensor], begins: Begins
-) -> list[Unrolled]:
-    """Each of these, alike but for their weights, over its own sequences [T, B, I] from its own memory [B, state_size]."""
-    read = [recurrence.encoder(x) for recurrence, x in zip(recurrences, inputs, strict=True)]
-    states = zip(*(recurrence.split(z) for recurrence, z in zip(recurrences, memories, strict=True)), strict=True)
-    kernels = zip(*(recurrence.kernels for recurrence in recurrences), strict=True)
-    last: list[list[Tensor]] = [[] for _ in recurrences]
-    for layer, state in zip(kernels, states, strict=True):
-        results = unroll(layer, read, state, begins)
+) -> list[Tensor]:
+    """The outputs [T, B, H] of each of these, alike but for their weights, over its own sequences [T, B, I].
+
+    Memories [B, state_size] are those before the first steps; data.
+    """
+    read = _encoded(recurrences, inputs)
+    for kernels, states in _layers(recurrences, memories):
+        read = unroll(kernels, read, states, begins)
+    return read
+
+
+def memories_after(
+    recurrences: Sequence[Recurrence], inputs: Sequence[Tensor], memories: Sequence[Tensor], begins: Begins
+) -> list[Tensor]:
+    """The memory [B, state_size] of each after the last step; arguments as for `over_time`."""
+    read, last = _encoded(recurrences, inputs), []
+    for kernels, states in _layers(recurrences, memories):
+        results = side_by_side(kernels, read, states, begins)
         read = [result.outputs for result in results]
-        for parts, result in zip(last, results, strict=True):
-            parts.append(result.last)
-    return [Unrolled(output, torch.cat(parts, -1)) for output, parts in zip(read, last, strict=True)]
+        last.append([result.last for result in results])
+    return [torch.cat(parts, -1) for parts in zip(*last, strict=True)]
+
+
+def _encoded(recurrences: Sequence[Recurrence], inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [recurrence.encoder(x) for recurrence, x in zip(recurrences, inputs, strict=True)]
+
+
+def _layers(recurrences: Sequence[Recurrence], memories: Sequence[Tensor]) -> Iterator[tuple[Any, Any]]:
+    """From the bottom, the kernels of all recurrences in a layer, and their memories."""
+    states = zip(*(recurrence.split(z) for recurrence, z in zip(recurrences, memories, strict=True)), strict=True)
+    return zip(zip(*(recurrence.kernels for recurrence in recurrences), strict=True), states, strict=True)
 
 
 class RecurrentPolicy(MemoryPolicy):
@@ -259,7 +278,7 @@ class RecurrentActorCritic(nn.Module):
             seen = features if policy.share_features_extractor else self.critic_features(observations)
             _, critic_following = of_critic(self.inputs(seen, observations), critic_memory)
             following = torch.cat([following, critic_following], -1)
-        distribution = self.action_distribution(features, latent)
+        distribution = self.distribution_of(self.head(features, latent))
         return JointDistribution(distribution, Deterministic(following), policy.action_space)
 
     def critic(self, observations: Observations) -> Tensor:
@@ -278,46 +297,45 @@ class RecurrentActorCritic(nn.Module):
 
     def sequences(
         self, observations: Observations, memory: Tensor, begins: Begins, rows: Tensor | None = None
-    ) -> tuple[ActionDistribution, Tensor]:
-        """π_a and the values over sequences, differentiable from step to step; row t·B + b is of step t of sequence b.
+    ) -> tuple[Tensor, Tensor]:
+        """The action head [R, ·] and the values [R] over sequences, differentiable from step to step.
 
         Args:
             observations: [T, B, *obs], (o, a_prev).
             memory: z of every first step, [B, d_z]; data.
             begins: where memory begins anew.
-            rows: [R], those to return; all by default.
+            rows: [R], those to return, t·B + b for step t of sequence b; all by default.
         """
         policy = self.policy
-        flat = map_observations(lambda x: x.flatten(0, 1), observations)
-        assert isinstance(flat, dict)
-        features, seen, unrolled = self._over_time(flat, memory, begins)
+        flat: Any = map_observations(lambda x: x.flatten(0, 1), observations)
+        features, seen, (recurrences, inputs, memories) = self._sequences(flat, memory)
+        outputs = over_time(recurrences, inputs, memories, begins)
         chosen: Any = (lambda x: x) if rows is None else (lambda x: x[rows])
-        latent = chosen(unrolled[0].outputs.flatten(0, 1))
+        latent = chosen(outputs[0].flatten(0, 1))
         if policy.lstm_critic is not None:
-            judged = chosen(unrolled[1].outputs.flatten(0, 1))
+            judged = chosen(outputs[1].flatten(0, 1))
         elif policy.critic is not None:
             judged = policy.critic(chosen(self.inputs(seen, flat)))
         else:
             judged = latent if policy.shared_gradient else latent.detach()
-        return self.action_distribution(chosen(features), latent), self.values(chosen(seen), judged)
+        return self.head(chosen(features), latent), self.values(chosen(seen), judged)
 
     def memory_after(self, observations: Observations, memory: Tensor, begins: Begins) -> Tensor:
         """z after the last step of sequences, [B, d_z]; arguments as for `sequences`."""
-        flat = map_observations(lambda x: x.flatten(0, 1), observations)
-        assert isinstance(flat, dict)
-        return torch.cat([each.last for each in self._over_time(flat, memory, begins)[2]], -1)
+        flat: Any = map_observations(lambda x: x.flatten(0, 1), observations)
+        _, _, (recurrences, inputs, memories) = self._sequences(flat, memory)
+        return torch.cat(memories_after(recurrences, inputs, memories, begins), -1)
 
-    def _over_time(self, flat: dict[str, Tensor], memory: Tensor, begins: Begins) -> tuple[Tensor, Tensor, list[Unrolled]]:
-        """Features of actor and critic [T·B, F], and what the recurrent layers of actor and critic make of them."""
+    def _sequences(self, flat: dict[str, Tensor], memory: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Features [T·B, F] of actor and critic, and what `over_time` asks for: recurrences, inputs, memories."""
         policy = self.policy
         features = self.actor_features(flat)
         seen = features if policy.share_features_extractor else self.critic_features(flat)
-        parts = [(policy.lstm_actor, features)]
+        recurrences, read = [policy.lstm_actor], [features]
         if policy.lstm_critic is not None:
-            parts.append((policy.lstm_critic, seen))
-        inputs = [self.inputs(read, flat).unflatten(0, (-1, len(memory))) for _, read in parts]
-        recurrences = [recurrence for recurrence, _ in parts]
-        return features, seen, over_time(recurrences, inputs, memory.split(policy.state_sizes, -1)[: len(parts)], begins)
+            recurrences, read = [policy.lstm_actor, policy.lstm_critic], [features, seen]
+        inputs = [self.inputs(part, flat).unflatten(0, (-1, len(memory))) for part in read]
+        return features, seen, (recurrences, inputs, memory.split(policy.state_sizes, -1)[: len(recurrences)])
 
     def actor_features(self, observations: Observations) -> Tensor:
         """φ(o), [B, F]."""
@@ -331,10 +349,14 @@ class RecurrentActorCritic(nn.Module):
         """What recurrent layers read, [B, I]."""
         return torch.cat([features, observations[PREVIOUS_ACTION]], -1) if self.policy.previous_action else features
 
-    def action_distribution(self, features: Tensor, latent: Tensor) -> ActionDistribution:
-        """π_a of features [B, F] and the actor's recurrent output [B, H]."""
+    def head(self, features: Tensor, latent: Tensor) -> Tensor:
+        """What the action head puts out, [B, ·], for features [B, F] and the actor's recurrent output [B, H]."""
         policy = self.policy
-        head = policy.action_net(policy.actor_net(torch.cat([features, latent], -1) if policy.skip else latent))
+        return policy.action_net(policy.actor_net(torch.cat([features, latent], -1) if policy.skip else latent))
+
+    def distribution_of(self, head: Tensor) -> ActionDistribution:
+        """π_a that the action head's output stands for."""
+        policy = self.policy
         return distribution_from(head, policy.action_space.action, self.choices, getattr(policy, "log_std", None), self.squash)
 
     def values(self, features: Tensor, latent: Tensor) -> Tensor:

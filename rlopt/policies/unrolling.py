@@ -1,9 +1,9 @@
 """Recurrent kernels over whole sequences, differentiated through time.
 
-`unroll` runs kernels of one kind side by side, say the actor's and the critic's. It has two forms of one result: on a
-GPU torch's fused layers, cut where memory begins anew; on the CPU a recurrence with a backward pass of its own, which
-does only what cannot wait for the next step in its loop and knows no cuts. Autograd through torch's layers on a CPU
-records every operation of every step: that costs several times as much.
+Two forms of one result. `fused` is one call of torch's layer: where memory begins anew within a sequence, a row is put in
+whose input closes every gate, so that nothing passes it in either direction. `side_by_side` is a recurrence of our own
+that runs several kernels in one loop, with a backward pass whose loop does only what cannot wait for the next step. The
+latter is for the GRU on a CPU, where torch has no fused one and autograd records every operation of every step.
 
 Shapes: T steps, B sequences, K kernels, H units, I inputs.
 """
@@ -11,7 +11,8 @@ Shapes: T steps, B sequences, K kernels, H units, I inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from torch.nn import functional
 
 from rlopt.policies.kernels import GRU, LSTM, Kernel
 
+CLOSED = -1e4  # at a gate: its sigmoid and the slope of that are 0
+
 
 class Unrolled(NamedTuple):
     """What a kernel makes of a sequence."""
@@ -29,16 +32,42 @@ class Unrolled(NamedTuple):
     last: Tensor  # [B, d_z], the memory after the last step
 
 
-class Begins(NamedTuple):
-    """Where memory begins anew within sequences."""
+class Places(NamedTuple):
+    """Where the rows of sequences are once a closing row stands before every step at which memory begins anew."""
 
-    keep: Tensor  # [T, B, 1], 0 where memory is zero before the step, else 1
-    times: list[int]  # steps, ascending, at which some sequence begins anew
+    length: int  # T', of the longest sequence; shorter ones end in rows that nobody reads
+    steps: Tensor  # [T·B] in T'·B, where each step went
+    sources: Tensor  # [T'·B], which step it came from; T·B for a row of zeros, T·B + 1 for a closing row
 
-    @classmethod
-    def at(cls, rows: Tensor, dtype: torch.dtype) -> Begins:
-        """Of [T, B] bool."""
-        return cls((~rows).to(dtype).unsqueeze(-1), rows.any(1).nonzero().squeeze(1).tolist())
+
+@dataclass(frozen=True)
+class Begins:
+    """Where memory begins anew within sequences.
+
+    Attributes:
+        rows: [T, B] bool, memory is zero before this step.
+    """
+
+    rows: Tensor
+
+    @cached_property
+    def times(self) -> list[int]:
+        """Steps, ascending, at which some sequence begins anew."""
+        return self.rows.any(1).nonzero().squeeze(1).tolist()
+
+    @cached_property
+    def places(self) -> Places:
+        """See `Places`."""
+        num_steps, num_sequences = self.rows.shape
+        every, column = torch.arange(self.rows.numel(), device=self.rows.device), torch.arange(num_sequences)
+        before = self.rows.cumsum(0)  # closing rows so far
+        length = num_steps + int(before[-1].max())
+        rows = torch.arange(num_steps, device=self.rows.device).unsqueeze(1) + before
+        steps = (rows * num_sequences + column.to(rows.device)).flatten()
+        sources = torch.full((length * num_sequences,), len(every), device=self.rows.device)
+        sources[steps] = every
+        sources[steps[self.rows.flatten()] - num_sequences] = len(every) + 1
+        return Places(length, steps, sources)
 
 
 def advance(kernel: Kernel, inputs: Tensor, memory: Tensor) -> Tensor:
@@ -49,8 +78,8 @@ def advance(kernel: Kernel, inputs: Tensor, memory: Tensor) -> Tensor:
     return torch.gru_cell(inputs, memory, *parameters)
 
 
-def unroll(kernels: Sequence[Kernel], inputs: Sequence[Tensor], memories: Sequence[Tensor], begins: Begins) -> list[Unrolled]:
-    """Every kernel over its own sequences.
+def unroll(kernels: Sequence[Kernel], inputs: Sequence[Tensor], memories: Sequence[Tensor], begins: Begins) -> list[Tensor]:
+    """The outputs [T, B, H] of every kernel over its own sequences, by the faster form.
 
     Args:
         kernels: of one class and size.
@@ -58,40 +87,53 @@ def unroll(kernels: Sequence[Kernel], inputs: Sequence[Tensor], memories: Sequen
         memories: [B, d_z] for each, before the first step; data, to which no gradient flows.
         begins: the same for all.
     """
-    # Without cuts the LSTM has a fused layer on the CPU, too.
-    if inputs[0].is_cuda or (isinstance(kernels[0], LSTM) and not begins.times):
+    if inputs[0].is_cuda or isinstance(kernels[0], LSTM):
         return [fused(*each, begins) for each in zip(kernels, inputs, memories, strict=True)]
-    return side_by_side(kernels, inputs, memories, begins)
+    return [result.outputs for result in side_by_side(kernels, inputs, memories, begins)]
 
 
-def fused(kernel: Kernel, inputs: Tensor, memory: Tensor, begins: Begins) -> Unrolled:
-    """By torch's own layer, one call for every piece between two steps at which some memory begins anew."""
-    parameters: Any = [kernel.weight_ih, kernel.weight_hh, kernel.bias_ih, kernel.bias_hh]
+def fused(kernel: Kernel, inputs: Tensor, memory: Tensor, begins: Begins) -> Tensor:
+    """Outputs [T, B, H] by one call of torch's layer."""
+    weight: Tensor = kernel.weight_ih
+    rows = inputs
+    if begins.times:
+        length, steps, sources = begins.places
+        weight = torch.cat([weight, _closing(kernel)], 1)
+        rows = functional.pad(inputs.flatten(0, 1), (0, 1, 0, 2))  # an input for closing, a row of zeros, a closing row
+        rows[-1, -1] = 1.0
+        rows = rows.index_select(0, sources).unflatten(0, (length, -1))
+    parameters: Any = [weight, kernel.weight_hh, kernel.bias_ih, kernel.bias_hh]
     options = (True, 1, 0.0, True, False, False)  # biases, one layer, no dropout, differentiable, one way, time first
-    outputs, memory = [], memory.detach()
-    for start, end in pairwise([0, *(t for t in begins.times if t), len(inputs)]):
-        if start in begins.times:
-            memory = memory * begins.keep[start]
-        state = [part.unsqueeze(0).contiguous() for part in memory.split(kernel.size, -1)]
-        if isinstance(kernel, LSTM):
-            output, *state = torch.lstm(inputs[start:end], state, parameters, *options)
-        else:
-            output, *state = torch.gru(inputs[start:end], state[0], parameters, *options)
-        memory = torch.cat([part.squeeze(0) for part in state], -1)
-        outputs.append(output)
-    return Unrolled(torch.cat(outputs), memory)
+    state = [part.detach().unsqueeze(0).contiguous() for part in memory.split(kernel.size, -1)]
+    if isinstance(kernel, LSTM):
+        outputs = torch.lstm(rows, state, parameters, *options)[0]
+    else:
+        outputs = torch.gru(rows, state[0], parameters, *options)[0]
+    if not begins.times:
+        return outputs
+    return outputs.flatten(0, 1).index_select(0, steps).unflatten(0, (len(inputs), -1))
+
+
+def _closing(kernel: Kernel) -> Tensor:
+    """[gates · H, 1], weights of an input that makes the next memory 0 and its gradient with respect to everything 0."""
+    column = kernel.bias_ih.new_full((len(kernel.bias_ih), 1), CLOSED)
+    if isinstance(kernel, GRU):  # its candidate is not behind a gate that can be closed: tanh(b − b)
+        column = torch.cat([column[: 2 * kernel.size], -kernel.bias_ih[2 * kernel.size :].unsqueeze(1)])
+    return column
 
 
 def side_by_side(
     kernels: Sequence[Kernel], inputs: Sequence[Tensor], memories: Sequence[Tensor], begins: Begins
 ) -> list[Unrolled]:
-    """By a recurrence of our own, all kernels in one loop."""
+    """By a recurrence of our own, all kernels in one loop; arguments as for `unroll`."""
     recurrence: Any = {GRU: _GRURecurrence, LSTM: _LSTMRecurrence}[type(kernels[0])]
     from_inputs = torch.stack([recurrence.from_inputs(kernel, x) for kernel, x in zip(kernels, inputs, strict=True)])
     weights = torch.stack([kernel.weight_hh for kernel in kernels])
     biases = torch.stack([kernel.bias_hh for kernel in kernels]).unsqueeze(1)
     memory = torch.stack([part.detach() for part in memories])
-    outputs, last = recurrence.apply(from_inputs, weights, biases, memory, begins)
+    keep = (~begins.rows).to(memory.dtype).unsqueeze(-1)
+    kept = {t: keep[t] for t in begins.times}
+    outputs, last = recurrence.apply(from_inputs, weights, biases, memory, kept)
     return [Unrolled(*each) for each in zip(outputs, last, strict=True)]
 
 
@@ -105,13 +147,12 @@ class _GRURecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, from_inputs: Tensor, weights: Tensor, biases: Tensor, memory: Tensor, begins: Begins
+        ctx: Any, from_inputs: Tensor, weights: Tensor, biases: Tensor, memory: Tensor, kept: dict[int, Tensor]
     ) -> tuple[Tensor, Tensor]:
         size, transposed = weights.shape[-1], weights.transpose(1, 2).contiguous()
         from_hidden = torch.empty_like(from_inputs)
         gates = from_inputs.new_empty(*from_inputs.shape[:-1], 2 * size)
         new, hidden = from_inputs.new_empty(2, *from_inputs.shape[:-1], size)
-        kept = {t: begins.keep[t] for t in begins.times}
         steps = zip(
             _each(from_hidden),
             _each(from_inputs[..., : 2 * size]),
@@ -134,7 +175,7 @@ class _GRURecurrence(torch.autograd.Function):
             torch.addcmul(new_x, reset, new_h, out=candidate).tanh_()
             state = torch.lerp(candidate, state, update, out=following)
         ctx.save_for_backward(weights, memory, from_hidden, gates, new, hidden)
-        ctx.begins, ctx.kept = begins, kept
+        ctx.kept = kept
         last = hidden[:, -1].clone()
         ctx.mark_non_differentiable(last)
         return hidden, last
@@ -145,7 +186,7 @@ class _GRURecurrence(torch.autograd.Function):
         weights, memory, from_hidden, gates, new, hidden = ctx.saved_tensors
         size = weights.shape[-1]
         reset, update = gates.split(size, -1)
-        previous = _previous(memory, hidden, ctx.begins)
+        previous = _previous(memory, hidden, ctx.kept)
         # The gradient of every gate is that of the hidden state times a coefficient known beforehand.
         slope = torch.addcmul(gates, gates, gates, value=-1.0)  # σ' of both gates
         rest = 1.0 - update
@@ -187,13 +228,12 @@ class _LSTMRecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, from_inputs: Tensor, weights: Tensor, biases: Tensor, memory: Tensor, begins: Begins
+        ctx: Any, from_inputs: Tensor, weights: Tensor, biases: Tensor, memory: Tensor, kept: dict[int, Tensor]
     ) -> tuple[Tensor, Tensor]:
         del biases  # in `from_inputs`
         size, transposed = weights.shape[-1], weights.transpose(1, 2).contiguous()
         gates = torch.empty_like(from_inputs)
         new, cells, squashed, hidden = from_inputs.new_empty(4, *from_inputs.shape[:-1], size)
-        kept = {t: begins.keep[t] for t in begins.times}
         parts = [_each(part) for part in gates.split(size, -1)]
         steps = zip(
             _each(from_inputs), _each(gates), *parts, _each(new), _each(cells), _each(squashed), _each(hidden), strict=True
@@ -208,7 +248,7 @@ class _LSTMRecurrence(torch.autograd.Function):
             cell = torch.mul(forget, cell, out=stored).addcmul_(enter, fresh)
             state = torch.mul(show, torch.tanh(cell, out=shown), out=following)
         ctx.save_for_backward(weights, memory, gates, new, cells, squashed, hidden)
-        ctx.begins, ctx.kept = begins, kept
+        ctx.kept = kept
         last = torch.cat([hidden[:, -1], cells[:, -1]], -1)
         ctx.mark_non_differentiable(last)
         return hidden, last
@@ -223,7 +263,7 @@ class _LSTMRecurrence(torch.autograd.Function):
         # What multiplies the gradient of the cell, or in the output gate that of the hidden state, in every gate.
         coefficients = torch.addcmul(gates, gates, gates, value=-1.0).unflatten(-1, (4, size))  # σ'
         coefficients[..., 0, :] *= new
-        coefficients[..., 1, :] *= _previous(first_cell, cells, ctx.begins)
+        coefficients[..., 1, :] *= _previous(first_cell, cells, ctx.kept)
         torch.addcmul(enter, enter * new, new, value=-1.0, out=coefficients[..., 2, :])
         coefficients[..., 3, :] *= squashed
         to_cell = torch.addcmul(show, show * squashed, squashed, value=-1.0)
@@ -257,7 +297,7 @@ class _LSTMRecurrence(torch.autograd.Function):
                 of_state = torch.bmm(of_flat, weights, out=scratch).mul_(ctx.kept[t]).add_(above[t - 1])
             else:
                 of_state = torch.baddbmm(above[t - 1], of_flat, weights, out=scratch)
-        previous = _previous(first_hidden, hidden, ctx.begins)
+        previous = _previous(first_hidden, hidden, ctx.kept)
         return flat, flat.flatten(1, 2).transpose(1, 2) @ previous.flatten(1, 2), None, None, None
 
 
@@ -266,7 +306,9 @@ def _each(tensor: Tensor) -> Sequence[Tensor]:
     return tensor.unbind(1)
 
 
-def _previous(first: Tensor, states: Tensor, begins: Begins) -> Tensor:
+def _previous(first: Tensor, states: Tensor, kept: dict[int, Tensor]) -> Tensor:
     """The states before every step, [K, T, B, H]."""
     before = torch.cat([first.unsqueeze(1), states[:, :-1]], 1)
-    return before.mul_(begins.keep) if begins.times else before
+    for t, keep in kept.items():
+        before[:, t] *= keep
+    return before

@@ -204,6 +204,17 @@ def test_every_instrument_is_logged(algorithm):
     assert OWN[algorithm] <= charted <= metrics.keys()  # no chart stays empty
 
 
+def test_the_share_of_the_memory_in_the_direction(algorithm):
+    agent = make(algorithm, memory="s2pg", memory_size=4)
+    state, metrics = agent.step(agent.state, agent.collector)
+    pieces = agent.functional.unravel(state.direction)
+    of_memory = [x for name, x in pieces.items() if any(part in name for part in ("encoder", "kernel", "memory"))]
+    assert 0 < metrics["memory_share"] < 1
+    assert float(metrics["memory_share"] * state.direction.norm()) == pytest.approx(
+        float(torch.cat([x.flatten() for x in of_memory]).norm()), rel=1e-5
+    )
+
+
 # ---------------------------------------------------------------------- files
 
 

@@ -19,7 +19,7 @@ from rlopt.agents.recurrent_ppo import begins_within, episode_starts
 from rlopt.envs.memory import MEMORY, PREVIOUS_ACTION
 from tests.small_envs import ACTION_SPACES, Walk
 
-T, N, SIZE = 24, 3, 5
+T, N, SIZE, CLIP = 24, 3, 5, 0.03
 MODES: dict[str, Any] = {"next step": AutoresetMode.NEXT_STEP, "same step": AutoresetMode.SAME_STEP, "own": None}
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "contrib": ("LstmPolicy", {}),
@@ -68,8 +68,8 @@ def by_single_steps(module, part):
 
 def by_sequences(module, part):
     """The same, fused."""
-    distribution, values = module.sequences(part.observations, part.memory[0], begins_within(part))
-    log_probs = distribution.log_prob(part.actions.flatten(0, 1))
+    head, values = module.sequences(part.observations, part.memory[0], begins_within(part))
+    log_probs = module.distribution_of(head).log_prob(part.actions.flatten(0, 1))
     return log_probs.view_as(part.mask), values.view_as(part.mask)
 
 
@@ -80,6 +80,12 @@ def with_gradients(module, outputs, mask):
     total = sum((x * w).sum() for x, w in zip(outputs, weights))
     gradients = torch.autograd.grad(total, list(module.parameters()), allow_unused=True, materialize_grads=True)
     return [*(x.detach()[mask] for x in outputs), *gradients]
+
+
+def loss_of(agent, part, clip_range_vf=None):
+    """PPO's loss on a minibatch, for autograd."""
+    head, values = agent.descent.module.sequences(part.observations, part.memory, part.begins, part.rows)
+    return agent.loss(agent.descent.module.distribution_of(head), values, part, CLIP, clip_range_vf)[0]
 
 
 def largest_difference(mine, theirs):
@@ -133,8 +139,8 @@ def test_no_gradient_reaches_recorded_memory():
     _, part = collected(agent)
     part = part._replace(memory=part.memory.clone().requires_grad_())
     assert part.memory.detach().abs().max() > 0.01
-    loss, _ = agent.loss(part, 0.2, None)
-    assert torch.autograd.grad(loss, [part.memory], allow_unused=True) == (None,)
+    outputs, gradients, _ = agent.slopes(agent.minibatch(part), 0.2, None)
+    assert torch.autograd.grad(outputs, [part.memory], gradients, allow_unused=True) == (None,)
 
 
 class Cue(gym.Env[Any, Any]):
@@ -276,11 +282,16 @@ def test_every_valid_row_is_in_one_minibatch_and_minibatches_are_whole_chunks(mo
     _, part = collected(agent)
     part = part._replace(values=torch.arange(part.mask.numel()).view_as(part.mask).float())
     minibatches = list(agent.chunk_minibatches(part))
-    assert all(len(m.mask) == 4 for m in minibatches)
-    seen = torch.cat([m.values[m.mask] for m in minibatches])
+    assert all(m.begins.rows.shape == (4, 2) for m in minibatches)
+    seen = torch.cat([m.values for m in minibatches])
     assert sorted(seen.tolist()) == sorted(part.values[part.mask].tolist())
-    orders = [torch.cat([m.values.flatten() for m in agent.chunk_minibatches(part)]).tolist() for _ in range(2)]
+    orders = [torch.cat([m.values for m in agent.chunk_minibatches(part)]).tolist() for _ in range(2)]
     assert orders[0] != orders[1]
+    for m in minibatches:
+        assert abs(float(m.advantages.mean())) < 1e-5
+        assert abs(float(m.advantages.std()) - 1) < 1e-3
+        column = m.values.long() % part.mask.shape[1]
+        assert len(set(column.tolist())) <= 2  # whole columns
 
 
 def test_the_loss_with_chunks_of_one_step_is_ppos():
@@ -289,18 +300,45 @@ def test_the_loss_with_chunks_of_one_step_is_ppos():
     rollout, part = collected(agent)
     for parameter in agent.descent.module.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    loss, _ = agent.loss(part, 0.2, 0.1)
+    loss = loss_of(agent, agent.minibatch(part), 0.1)
     batch = agent.advantages(agent.state.theta, rollout)
     distribution, values = agent.descent.module(batch.observations)
     ratio = (distribution.log_prob(batch.actions) - batch.log_probs).exp()
     advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
-    surrogate = torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+    surrogate = torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages).mean()
     clipped = batch.values + (values - batch.values).clamp(-0.1, 0.1)
     expected = -surrogate - 0.01 * distribution.entropy().mean() + 0.5 * (clipped - batch.targets).square().mean()
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
     parameters = [p for name, p in agent.descent.module.named_parameters() if "weight_hh" not in name]
     mine, theirs = (torch.autograd.grad(x, parameters, allow_unused=True, materialize_grads=True) for x in (loss, expected))
     assert largest_difference(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("clip_range_vf", [None, 0.05])
+@pytest.mark.parametrize("actions", ACTION_SPACES)
+def test_the_closed_form_of_the_gradient_is_autograds(actions, clip_range_vf):
+    agent = make(actions=actions, ent_coef=0.01, clip_range_vf=clip_range_vf, mode="next step")
+    part = agent.minibatch(collected(agent)[1])
+    parameters = list(agent.descent.module.parameters())
+    for parameter in parameters:
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(loss_of(agent, part, clip_range_vf), parameters)
+    outputs, gradients, log = agent.slopes(part, CLIP, clip_range_vf)
+    assert largest_difference(torch.autograd.grad(outputs, parameters, gradients), expected) < 1e-6
+    assert ((log.log_ratio.exp() - 1).abs() > CLIP).any(), "the clip binds somewhere"
+    wrong = agent.slopes(part, 10.0, clip_range_vf)
+    assert largest_difference(torch.autograd.grad(*wrong[:1], parameters, wrong[1]), expected) > 1e-4
+
+
+def test_a_squashed_policy_learns_by_autograd():
+    agent = make(actions="box", policy_kwargs={"squash_output": True})
+    part = agent.minibatch(collected(agent)[1])
+    outputs, gradients, log = agent.slopes(part, 0.2, None)
+    assert gradients is None
+    assert outputs[0].shape == ()
+    assert float(log.log_ratio.abs().max()) < 1e-4
+    before = agent.state.theta.clone()
+    assert not torch.equal(agent.learn(T * N).state.theta, before)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -517,6 +555,6 @@ def test_actions_of_every_kind_are_learned_from():
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MlpPolicy"])
 def test_it_learns_to_recall_a_cue(policy):
-    kwargs = {"n_steps": 60, "batch_size": 240, "n_envs": 16, "learning_rate": 3e-3, "memory_size": 16, "gamma": 1.0}
-    agent = RecurrentPPO(policy, "rlopt/CueRecall-v0", seed=0, device="cpu", **kwargs).learn(100_000)
+    kwargs = {"n_steps": 60, "batch_size": 240, "n_envs": 16, "learning_rate": 1e-3, "memory_size": 16, "gamma": 1.0}
+    agent = RecurrentPPO(policy, "rlopt/CueRecall-v0", seed=0, device="cpu", **kwargs).learn(30_000)
     assert np.mean([episode["r"] for episode in agent.ep_info_buffer]) > 0.95

@@ -10,7 +10,7 @@ from rlopt.policies.unrolling import Begins, Unrolled, advance, fused, side_by_s
 KERNELS = {"gru": (GRU, nn.GRUCell), "lstm": (LSTM, nn.LSTMCell)}
 T, B, INPUTS, SIZE = 12, 5, 4, 6
 FORMS = {
-    "side by side": side_by_side,
+    "side by side": lambda *arguments: [result.outputs for result in side_by_side(*arguments)],
     "fused": lambda kernels, inputs, memories, begins: [fused(*each, begins) for each in zip(kernels, inputs, memories)],
     "chosen": unroll,
 }
@@ -42,14 +42,12 @@ def by_cells(cell, kernel, inputs, memory, rows):
     return Unrolled(torch.stack(outputs), torch.cat(state, -1))
 
 
-def everything(results, kernels, inputs):
-    """Results and the gradients of a weighted sum of the outputs, one list."""
+def everything(outputs, kernels, inputs):
+    """Outputs and the gradients of a weighted sum of them, one list."""
     weights = torch.randn(T, B, SIZE, generator=torch.Generator().manual_seed(3)).to(inputs[0].dtype)
-    total = sum((k + 1) * (result.outputs * weights).sum() for k, result in enumerate(results))
+    total = sum((k + 1) * (output * weights).sum() for k, output in enumerate(outputs))
     parameters = [p for kernel in kernels for p in kernel.parameters()]
-    return [tensor.detach() for result in results for tensor in result] + list(
-        torch.autograd.grad(total, [*parameters, *inputs])
-    )
+    return [output.detach() for output in outputs] + list(torch.autograd.grad(total, [*parameters, *inputs]))
 
 
 def largest_difference(mine, theirs):
@@ -63,9 +61,9 @@ def largest_difference(mine, theirs):
 @pytest.mark.parametrize("cell", KERNELS)
 def test_a_sequence_is_that_of_a_loop_over_torchs_cells(cell, form, dtype, tolerance, share):
     kernels, inputs, memories, rows = problem(cell, dtype, share)
-    expected = [by_cells(cell, *each, rows) for each in zip(kernels, inputs, memories)]
-    found = FORMS[form](kernels, inputs, memories, Begins.at(rows, dtype))
-    expected, found = (everything(results, kernels, inputs) for results in (expected, found))
+    expected = [by_cells(cell, *each, rows).outputs for each in zip(kernels, inputs, memories)]
+    found = FORMS[form](kernels, inputs, memories, Begins(rows))
+    expected, found = (everything(outputs, kernels, inputs) for outputs in (expected, found))
     assert largest_difference(found, expected) < tolerance
 
 
@@ -73,15 +71,15 @@ def test_a_sequence_is_that_of_a_loop_over_torchs_cells(cell, form, dtype, toler
 @pytest.mark.parametrize("cell", KERNELS)
 def test_forgetting_where_memory_begins_anew_would_be_seen(cell, form):
     kernels, inputs, memories, rows = problem(cell, torch.float64, 0.2)
-    expected = [by_cells(cell, *each, rows) for each in zip(kernels, inputs, memories)]
-    found = FORMS[form](kernels, inputs, memories, Begins.at(torch.zeros_like(rows), torch.float64))
+    expected = [by_cells(cell, *each, rows).outputs for each in zip(kernels, inputs, memories)]
+    found = FORMS[form](kernels, inputs, memories, Begins(torch.zeros_like(rows)))
     assert largest_difference(everything(found, kernels, inputs), everything(expected, kernels, inputs)) > 1e-2
 
 
 @pytest.mark.parametrize("cell", KERNELS)
 def test_a_kernel_alone_gives_what_it_gives_beside_another(cell):
     kernels, inputs, memories, rows = problem(cell, torch.float64, 0.2)
-    begins = Begins.at(rows, torch.float64)
+    begins = Begins(rows)
     together = side_by_side(kernels, inputs, memories, begins)
     for k, result in enumerate(together):
         (alone,) = side_by_side(kernels[k : k + 1], inputs[k : k + 1], memories[k : k + 1], begins)
@@ -93,8 +91,8 @@ def test_a_kernel_alone_gives_what_it_gives_beside_another(cell):
 def test_the_memory_before_the_first_step_is_data(cell, form):
     kernels, inputs, memories, rows = problem(cell, torch.float64, 0.1)
     leaves = [memory.requires_grad_() for memory in memories]
-    found = FORMS[form](kernels, inputs, leaves, Begins.at(rows, torch.float64))
-    total = sum(result.outputs.sum() for result in found)
+    found = FORMS[form](kernels, inputs, leaves, Begins(rows))
+    total = sum(output.sum() for output in found)
     assert torch.autograd.grad(total, leaves, allow_unused=True) == (None, None)
 
 
@@ -104,8 +102,39 @@ def test_one_step_in_one_call_is_the_kernels(cell):
     torch.testing.assert_close(advance(kernel, inputs[0], memory), kernel(inputs[0], memory), rtol=0, atol=1e-14)
 
 
-def test_begins_are_the_steps_at_which_some_memory_is_zero():
+@pytest.mark.parametrize("share", RESETS.values(), ids=RESETS)
+@pytest.mark.parametrize("cell", KERNELS)
+def test_the_last_memory_is_that_of_a_loop_over_torchs_cells(cell, share):
+    kernels, inputs, memories, rows = problem(cell, torch.float64, share)
+    found = side_by_side(kernels, inputs, memories, Begins(rows))
+    for result, *each in zip(found, kernels, inputs, memories):
+        assert float((result.last - by_cells(cell, *each, rows).last).detach().abs().max()) < 1e-14
+
+
+def test_a_closing_row_stands_before_every_step_at_which_memory_begins_anew():
     rows = torch.tensor([[False, False], [True, False], [False, False], [True, True]])
-    begins = Begins.at(rows, torch.float64)
+    begins = Begins(rows)
     assert begins.times == [1, 3]
-    assert begins.keep.squeeze(-1).tolist() == [[1, 1], [0, 1], [1, 1], [0, 0]]
+    length, steps, sources = begins.places
+    assert length == 4 + 2
+    assert (steps.view(4, 2) // 2).tolist() == [[0, 0], [2, 1], [3, 2], [5, 4]]
+    assert (steps.view(4, 2) % 2).tolist() == [[0, 1]] * 4
+    assert sources.view(6, 2)[:, 0].tolist() == [0, 9, 2, 4, 9, 6]
+    assert sources.view(6, 2)[:, 1].tolist() == [1, 3, 5, 9, 7, 8]
+
+
+@pytest.mark.parametrize("cell", KERNELS)
+def test_nothing_passes_a_closing_row(cell):
+    """Gates far from zero, memory and gradients large: still exact zeros behind it."""
+    (kernel,), (inputs,), (memory,), rows = problem(cell, torch.float32, 0.0, count=1)
+    rows[6] = True
+    with torch.no_grad():
+        kernel.weight_hh.mul_(3.0)
+        kernel.bias_ih.add_(1.0)
+    outputs = fused(kernel, inputs, 100.0 * memory, Begins(rows))
+    other = fused(kernel, inputs, -100.0 * memory, Begins(rows))
+    assert not torch.equal(outputs[:6], other[:6])
+    assert torch.equal(outputs[6:], other[6:])
+    (gradient,) = torch.autograd.grad(1e6 * outputs[6:].sum(), [inputs])
+    assert bool((gradient[:6] == 0).all())
+    assert bool((gradient[6:] != 0).any())
