@@ -12,6 +12,7 @@ from torch import Tensor
 from rlopt.agents.episodic import EpisodicAgent
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
+from rlopt.envs.memory import OBSERVATION, MemoryActions
 from rlopt.estimators import Weighting, importance_weights, log_ratio, occupancy
 from rlopt.logging import CORRECTION, WEIGHTS, Metrics, episodic_layout
 from rlopt.presets import with_preset
@@ -139,13 +140,20 @@ class NVRPG(EpisodicAgent):
         """r(s_t, a_t), [T, N]: from the table, or the environment's own."""
         if self._utility is None:
             return rollout.scalar_rewards(type(self).__name__)
-        assert isinstance(rollout.observations, Tensor)
-        return quasi_rewards[rollout.observations.long(), rollout.actions.long()] * rollout.mask
+        states, actions = self._visited(rollout)
+        return quasi_rewards[states.long(), actions.long()] * rollout.mask
 
     def _occupancy(self, rollout: Rollout, weights: Tensor | None = None) -> Tensor:
-        assert isinstance(rollout.observations, Tensor)
         num_states, num_actions = self._table_shape()
-        return occupancy(rollout.observations, rollout.actions, rollout.mask, self.gamma, num_states, num_actions, weights)
+        return occupancy(*self._visited(rollout), rollout.mask, self.gamma, num_states, num_actions, weights)
+
+    def _visited(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """The environment's states and actions, [T, N] each, without what the policy remembers."""
+        if isinstance(rollout.observations, Tensor):
+            return rollout.observations, rollout.actions
+        space = self.policy.action_space
+        assert isinstance(space, MemoryActions)
+        return rollout.observations[OBSERVATION], space.split(rollout.actions)[0]
 
     def _table_shape(self) -> tuple[int, int]:
         if self._utility is None:

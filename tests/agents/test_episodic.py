@@ -429,3 +429,17 @@ def test_arguments_of_the_parent_are_stated_by_every_agent(algorithm):
 def test_the_state_of_every_agent_begins_with_the_common_fields(algorithm):
     assert issubclass(algorithm, EpisodicAgent)
     assert make(algorithm).state._fields[: len(EpisodicState._fields)] == EpisodicState._fields
+
+
+def test_the_occupancy_of_a_policy_with_memory_is_the_environments():
+    """A memory that nothing reads changes no utility: the occupancy is counted without it."""
+    agent = NVRPG("MlpPolicy", "rlopt/RandomMDP-v0", utility="entropy", memory="s2pg", num_episodes=3, seed=0, device="cpu")
+    rollout = agent.collector.episodes(agent.state.theta, 3)
+    found = agent._occupancy(rollout)
+    states, actions = rollout.observations["observation"].long(), rollout.actions[..., 0].long()
+    expected = torch.zeros_like(found)
+    for t, n in rollout.mask.nonzero().tolist():
+        expected[states[t, n], actions[t, n]] += agent.gamma**t / 3
+    scale = expected.sum() / found.sum()
+    torch.testing.assert_close(found * scale, expected, rtol=1e-4, atol=1e-6)
+    assert agent.learn(100).state.iteration > 1
