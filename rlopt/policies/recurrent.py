@@ -59,7 +59,8 @@ class Recurrence(nn.Module):
         retention: bias of the gate that keeps the memory.
 
     Attributes:
-        state_size: of all layers together.
+        kernels: the recurrent layers, from the bottom.
+        state_size: of all of them together.
     """
 
     def __init__(
@@ -76,16 +77,10 @@ class Recurrence(nn.Module):
         below = nn.Sequential(nn.Linear(input_size, encoder_size), activation_fn()) if encoder_size else nn.Identity()
         self.encoder: nn.Module = below
         widths = [encoder_size or input_size, *[size] * (num_layers - 1)]
-        self.layers = nn.ModuleList(KERNELS[cell](width, size, retention) for width in widths)
-
-    @property
-    def kernels(self) -> list[Kernel]:
-        """The recurrent layers, from the bottom."""
-        return list(self.layers)  # type: ignore[arg-type]
-
-    @property
-    def state_size(self) -> int:
-        return sum(kernel.state_size for kernel in self.kernels)
+        self.kernels: list[Kernel] = [KERNELS[cell](width, size, retention) for width in widths]
+        self.layers = nn.ModuleList(self.kernels)
+        self.state_sizes = [kernel.state_size for kernel in self.kernels]
+        self.state_size = sum(self.state_sizes)
 
     def forward(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """One step: the output [B, H] and the next memory [B, state_size], of inputs [B, I]."""
@@ -97,7 +92,7 @@ class Recurrence(nn.Module):
 
     def split(self, memory: Tensor) -> Sequence[Tensor]:
         """The memory [..., state_size] of each layer."""
-        return memory.split([kernel.state_size for kernel in self.kernels], -1)
+        return memory.split_with_sizes(self.state_sizes, -1)
 
 
 def over_time(
@@ -163,6 +158,9 @@ class RecurrentPolicy(MemoryPolicy):
         share_features_extractor: one φ for actor and critic, unless the environment shows the critic more.
         lstm_kwargs: not offered; an error says so.
         optimizer_class, optimizer_kwargs: as in SB3.
+
+    Attributes:
+        state_sizes: how much of z is the actor's, and how much the critic's.
     """
 
     net_arch: dict[str, list[int]]
@@ -228,6 +226,7 @@ class RecurrentPolicy(MemoryPolicy):
         layers = (self.encoder_size, self.activation_fn, self.cell, size, self.n_lstm_layers, self.retention)
         self.lstm_actor = Recurrence(seen + previous, *layers)
         self.lstm_critic = Recurrence(valued + previous, *layers) if self.enable_critic_lstm else None
+        self.state_sizes = [self.lstm_actor.state_size, self.lstm_critic.state_size if self.lstm_critic is not None else 0]
         feed_forward = not (self.shared_lstm or self.enable_critic_lstm)
         self.critic = nn.Linear(valued + previous, size) if feed_forward else None
         read, judged = (size + seen, size + valued) if self.skip else (size, size)
@@ -244,11 +243,6 @@ class RecurrentPolicy(MemoryPolicy):
                 if module is not None:
                     module.apply(partial(self.init_weights, gain=gain))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-
-    @property
-    def state_sizes(self) -> list[int]:
-        """How much of z is the actor's, and how much the critic's."""
-        return [self.lstm_actor.state_size, self.lstm_critic.state_size if self.lstm_critic is not None else 0]
 
 
 class RecurrentActorCritic(nn.Module):
@@ -272,7 +266,7 @@ class RecurrentActorCritic(nn.Module):
         policy, of_critic = self.policy, self.policy.lstm_critic
         assert isinstance(observations, dict)
         features = self.actor_features(observations)
-        memory, critic_memory = observations[MEMORY].split(policy.state_sizes, -1)
+        memory, critic_memory = observations[MEMORY].split_with_sizes(policy.state_sizes, -1)
         latent, following = policy.lstm_actor(self.inputs(features, observations), memory)
         if of_critic is not None:
             seen = features if policy.share_features_extractor else self.critic_features(observations)
@@ -286,7 +280,7 @@ class RecurrentActorCritic(nn.Module):
         policy = self.policy
         assert isinstance(observations, dict)
         features = self.critic_features(observations)
-        memory, critic_memory = observations[MEMORY].split(policy.state_sizes, -1)
+        memory, critic_memory = observations[MEMORY].split_with_sizes(policy.state_sizes, -1)
         if policy.lstm_critic is not None:
             latent, _ = policy.lstm_critic(self.inputs(features, observations), critic_memory)
         elif policy.critic is not None:
@@ -335,7 +329,7 @@ class RecurrentActorCritic(nn.Module):
         if policy.lstm_critic is not None:
             recurrences, read = [policy.lstm_actor, policy.lstm_critic], [features, seen]
         inputs = [self.inputs(part, flat).unflatten(0, (-1, len(memory))) for part in read]
-        return features, seen, (recurrences, inputs, memory.split(policy.state_sizes, -1)[: len(recurrences)])
+        return features, seen, (recurrences, inputs, memory.split_with_sizes(policy.state_sizes, -1)[: len(recurrences)])
 
     def actor_features(self, observations: Observations) -> Tensor:
         """φ(o), [B, F]."""
