@@ -4,7 +4,7 @@
     python benchmarks/memory_update.py --threads 2 --transitions 16384
 
 An update is one forward pass, one backward pass and one step of the optimiser on all M rows: `n_epochs=1`, one minibatch.
-Observations have 16 numbers, the kernel 64 units. Arms run one after the other in every round, so that a drift of the machine
+Observations have 16 numbers, the kernel 64 units. All arms and all T take turns in every round, so that a drift of the machine
 hits all of them; medians over rounds, after one that warms up. Where the rollout comes from is not timed.
 
     S2PG                      GRU; z is data
@@ -35,7 +35,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import rlopt.policies.recurrent
 from rlopt import PPO, S2PG, RecurrentPPO
 from rlopt.policies.kernels import Kernel
-from rlopt.policies.unrolling import Begins, Unrolled, unroll
+from rlopt.policies.unrolling import Begins, advance, unroll
 
 RESULTS = Path(__file__).parent / "results" / "memory_update.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "memory_update.png"
@@ -104,16 +104,16 @@ class NoiseVecEnv(VecEnv):
 
 def step_by_step(
     kernels: list[Kernel], inputs: list[torch.Tensor], memories: list[torch.Tensor], begins: Begins
-) -> list[Unrolled]:
+) -> list[torch.Tensor]:
     """What `unroll` computes, one call of torch's own cell a step."""
     results = []
     for kernel, x, memory in zip(kernels, inputs, memories, strict=True):
         outputs = []
         for t in range(len(x)):
-            memory = memory * begins.keep[t] if t in begins.times else memory
-            memory = rlopt.policies.unrolling.advance(kernel, x[t], memory)
+            memory = memory * ~begins.rows[t].unsqueeze(-1) if t in begins.times else memory
+            memory = advance(kernel, x[t], memory)
             outputs.append(kernel.output(memory))
-        results.append(Unrolled(torch.stack(outputs), memory))
+        results.append(torch.stack(outputs))
     return results
 
 
@@ -203,18 +203,20 @@ ARMS: dict[str, Callable[[int, int], Callable[[], None] | None]] = {
 }
 
 
-def measure(transitions: int, num_steps: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every arm's updates, interleaved."""
-    updates = {name: make(num_steps, transitions // num_steps) for name, make in ARMS.items()}
-    times: dict[str, list[float]] = {name: [] for name, update in updates.items() if update is not None}
+def measure(transitions: int, lengths: list[int], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """T -> arm -> seconds of its updates, all arms and lengths interleaved."""
+    updates = {(str(t), name): make(t, transitions // t) for t in lengths for name, make in ARMS.items()}
+    times: dict[str, dict[str, list[float]]] = {str(t): {} for t in lengths}
     for number in range(rounds + 1):
-        for name in times:
-            if number > 5 and np.median(times[name]) > SLOW:
+        for (length, name), update in updates.items():
+            past = times[length].get(name, [])
+            if update is None or (len(past) > 4 and np.median(past) > SLOW):
                 continue
             began = time.perf_counter()
-            updates[name]()  # type: ignore[misc]
+            update()
             if number:
-                times[name].append(time.perf_counter() - began)
+                times[length][name] = [*past, time.perf_counter() - began]
+        print(f"round {number} of {rounds}", flush=True)
     return times
 
 
@@ -269,10 +271,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = {}
-    for length in arguments.lengths:
-        results[str(length)] = measure(arguments.transitions, length, arguments.rounds)
-        print(f"T = {length} done", flush=True)
+    results = measure(arguments.transitions, list(arguments.lengths), arguments.rounds)
     machine = {"platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
     given = {"transitions": arguments.transitions, "threads": arguments.threads, "units": UNITS, "inputs": INPUTS}
     arguments.out.parent.mkdir(exist_ok=True)
