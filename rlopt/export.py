@@ -243,12 +243,15 @@ def _differing(agent: Agent, step: StepFunction, session: Any, deterministic: bo
         inputs = [*(_input(entry, observation) for entry in step.entries), *_remembered(step, state)]
         noise = [] if deterministic else [draw_noise(policy.action_space, (rows,), drawing[1]).numpy()[:, : step.noise_size]]
         outputs = session.run(None, dict(zip(step.input_specs(deterministic), [*inputs, *noise], strict=True)))
+        seen = agent.encoder(observation)
+        joint = policy.observation_space
+        own = predict.distribution(seen if state is None else joint.join(seen, state))  # type: ignore[attr-defined]
         action, state = predict(observation, state, None, deterministic)
-        alike = [_alike(*pair) for pair in zip(outputs, [action, *_remembered(step, state)], strict=True)]
-        if not np.issubdtype(action.dtype, np.floating) and not np.all(alike):
-            tied = _ties(step, inputs, noise, outputs, random)
-            alike = [equal | tied for equal in alike]
-        differing |= {name for name, equal in zip(step.output_specs(), alike, strict=True) if not equal.all()}
+        alike = dict(zip(step.output_specs(), map(_alike, outputs, [action, *_remembered(step, state)]), strict=True))
+        if not np.issubdtype(action.dtype, np.floating) and not alike["action"].all():
+            tied = _ties(agent, step, own, noise, outputs[0], random)
+            alike |= {name: alike[name] | tied for name in ("action", "next_previous_action") if name in alike}
+        differing |= {name for name, equal in alike.items() if not equal.all()}
     return differing
 
 
@@ -288,17 +291,12 @@ def _alike(output: Array, expected: Array) -> Array:
     return np.asarray(close.reshape(len(output), -1).all(1))
 
 
-def _ties(
-    step: StepFunction, inputs: list[Array], noise: list[Array], outputs: list[Array], random: np.random.Generator
-) -> Array:
-    """[n] bool, whether choices are those of the policy with its noise moved within rounding: a tie falls either way."""
-    size, rows = step.noise_size, len(outputs[0])
-    tensors = [torch.as_tensor(array) for array in inputs]
-    given = noise[0] if noise else np.zeros((rows, size), np.float32)
-    alike = np.zeros(rows, bool)
+def _ties(agent: Agent, step: StepFunction, own: Any, noise: list[Array], actions: Array, random: np.random.Generator) -> Array:
+    """[n] bool, whether choices are those of the agent's own distribution with its noise moved within rounding."""
+    choice, size = (own.action if step.remembers else own), step.noises[0][1]
+    given = noise[0][:, :size] if noise else np.zeros((len(actions), size), np.float32)
+    tied = np.zeros(len(actions), bool)
     for _ in range(8):
-        nudge = np.zeros_like(given)
-        nudge[:, : step.noises[0][1]] = TOLERANCE * random.normal(size=(rows, step.noises[0][1]))  # of the action alone
-        nudged = [output.numpy() for output in step(*tensors, torch.as_tensor(given + nudge))]
-        alike |= np.logical_and.reduce([_alike(*pair) for pair in zip(outputs, nudged, strict=True)])
-    return alike
+        nudged = torch.as_tensor(given + TOLERANCE * random.normal(size=given.shape), dtype=torch.float32)
+        tied |= _alike(actions, agent.decoder(choice.sample(nudged).numpy(), agent.policy.squash_output))
+    return tied

@@ -111,22 +111,24 @@ class Predictor:
         return actions, MemoryState(memories, encode_actions(space.action, actions))
 
     @torch.no_grad()
-    def _act(self, observations: ArrayTree, deterministic: bool) -> Array:
-        """Actions of the policy [n, *act] for encoded observations [n, *obs], normalised here."""
+    def distribution(self, observations: ArrayTree) -> Any:
+        """The policy's for encoded observations [n, *obs], (o, z, a_prev) with memory; normalised here."""
         self.policy.set_training_mode(False)
         if self.normalizer is not None:
             observations = self.normalizer(observations)
         device = self.policy.device
-        tensors = (
-            {key: torch.as_tensor(value, device=device) for key, value in observations.items()}
-            if isinstance(observations, dict)
-            else torch.as_tensor(observations, device=device)
-        )
-        distribution = self.actor_critic.actor(tensors)
+        if isinstance(observations, dict):
+            return self.actor_critic.actor({key: torch.as_tensor(array, device=device) for key, array in observations.items()})
+        return self.actor_critic.actor(torch.as_tensor(observations, device=device))
+
+    @torch.no_grad()
+    def _act(self, observations: ArrayTree, deterministic: bool) -> Array:
+        """Actions of the policy [n, *act]."""
+        distribution = self.distribution(observations)
         if deterministic:
             return distribution.mode().cpu().numpy()
         noise = draw_noise(self.policy.action_space, (batch_size(observations),), self.generator)
-        return distribution.sample(noise.to(device)).cpu().numpy()
+        return distribution.sample(noise.to(self.policy.device)).cpu().numpy()
 
 
 def batch_size(observations: ArrayTree) -> int:

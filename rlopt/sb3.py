@@ -93,6 +93,8 @@ def export_sb3(agent: Agent, path: Any) -> Path:
     """
     if not isinstance(agent, PPO):
         raise ValueError(f"export_sb3: only PPO has a counterpart in Stable-Baselines3, got {type(agent).__name__}")
+    if agent.memory is not None:
+        raise ValueError(f"export_sb3: SB3's PPO has no memory, the agent's is {agent.memory!r}")
     if agent.policy.squash_output:
         raise ValueError("export_sb3: SB3 has no squashed Gaussian without gSDE")
     if not _readable(agent.observation_space, agent.encoder.space):

@@ -64,6 +64,7 @@ class StepFunction(nn.Module):
         recurrent = hasattr(policy, "state_sizes")  # the next memory is computed, not drawn
         if recurrent:
             policy.lstm_critic = None  # what only the critic remembers, and sees, is of no use here
+            policy.state_sizes = [policy.lstm_actor.state_size, 0]
         self.policy = policy
         self.actor_critic = as_actor_critic(self.policy)
         self.eval().requires_grad_(False)

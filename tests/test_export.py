@@ -315,9 +315,26 @@ def test_ties_may_fall_either_way_and_nothing_else() -> None:
     for parameter, value in ((agent.policy.action_net.weight, 0.0), (agent.policy.action_net.bias, 0.0)):
         parameter.data.fill_(value)
     agent.policy.action_net.bias.data[2] = -1e-3
-    outputs = [np.array([0, 1, 2])]
+    own = agent.actor_critic.actor(torch.zeros(3, 3))
     step, random = StepFunction(agent), np.random.default_rng(0)
-    assert export._ties(step, [np.zeros((3, 3), np.float32)], [], outputs, random).tolist() == [True, True, False]
+    assert export._ties(agent, step, own, [], np.array([0, 1, 2]), random).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("broken", ["memory", "normalisation"])
+def test_a_graph_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Negative control of the comparison, for choices: that they may tie excuses nothing else."""
+    agent = agent_of(S2PG, "box", "discrete", normalize_observations=True)
+    forward = StepFunction.forward
+
+    def wrong(self: StepFunction, *inputs: torch.Tensor) -> Any:
+        observation, memory, previous = inputs
+        changed = (observation, 0.5 * memory) if broken == "memory" else (observation + 1.0, memory)
+        return forward(self, *changed, previous)
+
+    monkeypatch.setattr(StepFunction, "forward", wrong)
+    with pytest.raises(RuntimeError, match=r"gives another .*next_memory"):
+        agent.export(tmp_path / "agent.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_graph_leaves_the_old_file(

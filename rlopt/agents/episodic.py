@@ -250,7 +250,7 @@ class EpisodicAgent(Agent):
         if corrected is not None:
             metrics["cosine"] = cosine(corrected, gradient)
         if self.memory is not None:  # scores of z' grow with 1/σ_z, and can take a normalised step for themselves
-            metrics["memory_share"] = after.direction[self._writes_memory].norm() / after.direction.norm()
+            metrics["memory_share"] = self._of_memory(after.direction).norm() / after.direction.norm()
         return metrics
 
     def weight_instruments(self, theta: Tensor, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
@@ -274,12 +274,12 @@ class EpisodicAgent(Agent):
         """(θ, observations, actions) -> log π_θ(a | s)."""
         return Functional(ActionLogProb(as_actor_critic(self.policy)))
 
-    @cached_property
-    def _writes_memory(self) -> Tensor:
-        """[d] bool, parameters that the next memory depends on."""
-        parts = ("policy.encoder.", "policy.kernel.", "policy.memory_log_excess")
-        parameters = self.functional.module.named_parameters()
-        return torch.cat([torch.full((p.numel(),), name.startswith(parts)) for name, p in parameters]).to(self.device)
+    def _of_memory(self, direction: Tensor) -> Tensor:
+        """The entries of a direction [d] for what lies between the features and the next memory."""
+        parts = (".encoder.", ".kernel.", ".memory_log_excess")
+        named = self.log_policy.unravel(direction).items()  # type: ignore[attr-defined]
+        pieces = [x.reshape(-1) for name, x in named if any(part in name for part in parts)]
+        return torch.cat(pieces) if pieces else direction[:0]
 
     @property
     def baseline_function(self) -> Baseline:

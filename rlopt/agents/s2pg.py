@@ -27,8 +27,8 @@ class StatefulBatch(NamedTuple):
     observations: Observations  # [S', *obs], (o, z, a_prev)
     actions: Tensor  # [S', A + d_z], (a, z')
     log_probs: Tensor  # [S', 2], log π_a and log π_z of the policy that sampled
-    advantages: Tensor  # [S']
-    values: Tensor  # [S']
+    advantages: Tensor  # [S'], as the surrogate takes them
+    values: Tensor  # [S'], of the critic that the rollout began with
     targets: Tensor  # [S'], advantages + values
     lasting: Tensor  # [S'] bool, False where s_{t+1} is absorbing: there z' has no effect, and its score is noise
 
@@ -37,6 +37,7 @@ class Log(NamedTuple):
     """What a minibatch leaves behind, [B] or scalars."""
 
     log_ratios: Tensor  # [B, 2]
+    lasting: Tensor  # [B] bool
     surrogate: Tensor
     entropy: Tensor
     value_loss: Tensor
@@ -53,7 +54,7 @@ class S2PG(ProximalAgent):
 
     Args:
         clip_range: ε_a, of the action's ratio: number, schedule or text.
-        memory_clip_range: ε_z, of the memory's ratio; None takes that of the action.
+        memory_clip_range: ε_z, of the memory's ratio, which "factor" alone clips by itself; None takes that of the action.
         ratio: "factor" clips the ratios of a and z' each by itself; "joint" clips their product, as published, where many
             memory dimensions can use up the whole range; "action" leaves the score of z' out, so that memory is only
             recorded: an ablation.
@@ -68,6 +69,7 @@ class S2PG(ProximalAgent):
         self,
         policy: str | type[ActorCriticPolicy],
         env: Any = None,
+        *,
         clip_range: ScheduleLike = 0.2,
         memory_clip_range: ScheduleLike | None = None,
         ratio: Ratio = "factor",
@@ -94,7 +96,15 @@ class S2PG(ProximalAgent):
         batch = self.advantages(theta, rollout)
         module = self.functional.bind(theta)
         log_probs = in_pieces(lambda x, u: torch.stack(module.actor(x).log_probs(u), -1), batch.observations, batch.actions)
-        return StatefulBatch(*batch[:2], log_probs, *batch[3:6], ~batch.terminated)
+        return StatefulBatch(
+            observations=batch.observations,
+            actions=batch.actions,
+            log_probs=log_probs,
+            advantages=self.normalized(batch.advantages),  # here, so that the loss does not depend on the minibatches
+            values=batch.values,
+            targets=batch.targets,
+            lasting=~batch.terminated,
+        )
 
     def update(self, state: ProximalState, batch: StatefulBatch, progress: float) -> tuple[ProximalState, Metrics]:
         """The next state after at most `n_epochs` passes over the batch."""
@@ -106,8 +116,7 @@ class S2PG(ProximalAgent):
             num_epochs += 1
             epoch = [self.descend(part, clip_ranges) for part in self.minibatches(batch, self.shuffled(len(batch.advantages)))]
             logs += epoch
-            moved = torch.cat([log.log_ratios for log in epoch])
-            if self.target_kl is not None and max(approximate_kl(factor) for factor in moved.unbind(-1)) > self.target_kl:
+            if self.target_kl is not None and self.largest_kl(epoch) > self.target_kl:
                 break
         metrics: dict[str, Any] = {
             **self.metrics(logs, clip_ranges),
@@ -121,12 +130,12 @@ class S2PG(ProximalAgent):
         """One step of descent on a minibatch."""
         distribution, values = self.descent.module(part.observations)
         log_ratios = self.log_ratios(distribution, part)
-        surrogate = self.surrogate(log_ratios, self.normalized(part.advantages), clip_ranges)
+        surrogate = self.surrogate(log_ratios, part.advantages, clip_ranges)
         entropy = distribution.entropy().mean()
         critic_loss = value_loss(values, part.targets).mean()
         loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
         norm = self.descent.step([loss], None, self.max_grad_norm)
-        return Log(log_ratios.detach(), surrogate.detach(), entropy.detach(), critic_loss.detach(), norm)
+        return Log(log_ratios.detach(), part.lasting, surrogate.detach(), entropy.detach(), critic_loss.detach(), norm)
 
     def log_ratios(self, distribution: JointDistribution, part: StatefulBatch) -> Tensor:
         """log π_θ − log π_old of a and of z', [B, 2]; 0 for a z' without effect."""
@@ -148,14 +157,21 @@ class S2PG(ProximalAgent):
         of_memory = self.clip_range if self.memory_clip_range is None else self.memory_clip_range
         return as_schedule("clip_range", self.clip_range)(progress), as_schedule("memory_clip_range", of_memory)(progress)
 
+    def largest_kl(self, logs: list[Log]) -> float:
+        """The larger of the approximate KLs of a and z', of a alone if z' is not scored."""
+        of_action, of_memory = moved(logs)
+        kls = [approximate_kl(of_action)] if self.ratio == "action" else [approximate_kl(of_action), approximate_kl(of_memory)]
+        return float(torch.stack(kls).max())
+
     def metrics(self, logs: list[Log], clip_ranges: tuple[float, float]) -> dict[str, Tensor | float]:
         """Averages over all rows of all minibatches of the update, of action and memory each."""
         surrogate, entropy, critic_loss, grad_norm = (
-            torch.stack(column).mean() for column in list(zip(*logs, strict=True))[1:]
+            torch.stack([getattr(log, name) for log in logs]).mean()
+            for name in ("surrogate", "entropy", "value_loss", "grad_norm")
         )
-        of_action, of_memory = torch.cat([log.log_ratios for log in logs]).unbind(-1)
+        of_action, of_memory = moved(logs)
+        clipped = torch.cat([log.log_ratios for log in logs]).sum(-1) if self.ratio == "joint" else of_action
         policy: Any = self.descent.module.policy
-        memory_std = policy.memory_log_std.detach().exp()
         metrics = {
             "policy_gradient_loss": -surrogate,
             "value_loss": critic_loss,
@@ -164,10 +180,18 @@ class S2PG(ProximalAgent):
             "grad_norm": grad_norm,
             "approx_kl": approximate_kl(of_action),
             "approx_kl_memory": approximate_kl(of_memory),
-            "clip_fraction": clip_fraction(of_action, clip_ranges[0]),
-            "clip_fraction_memory": clip_fraction(of_memory, clip_ranges[1]),
+            "clip_fraction": clip_fraction(clipped, clip_ranges[0]),
             "clip_range": clip_ranges[0],
-            "memory_std": memory_std.mean(),
+            "memory_std": policy.memory_log_std.detach().exp().mean(),
         }
+        if self.ratio == "factor":
+            metrics["clip_fraction_memory"] = clip_fraction(of_memory, clip_ranges[1])
         log_std = getattr(policy, "log_std", None)
         return metrics if log_std is None else {**metrics, "std": log_std.detach().exp().mean()}
+
+
+def moved(logs: list[Log]) -> tuple[Tensor, Tensor]:
+    """Log-ratios of all actions, and of the memories that had an effect; one 0 if none had."""
+    log_ratios, lasting = torch.cat([log.log_ratios for log in logs]), torch.cat([log.lasting for log in logs])
+    of_memory = log_ratios[lasting, 1]
+    return log_ratios[:, 0], of_memory if len(of_memory) else log_ratios.new_zeros(1)

@@ -222,8 +222,11 @@ class StatefulPolicy(MemoryPolicy):
 
     def _retention(self) -> Any:
         """The gate's bias: one number, or one for each unit."""
-        if isinstance(self.retention, int | float):
+        if not isinstance(self.retention, Sequence):
+            check_number("retention", self.retention)
             return float(self.retention)
+        if len(self.retention) != 2 or not 0 < self.retention[0] < self.retention[1]:
+            raise ValueError(f"retention: expected a number, or (low, high) with 0 < low < high, got {self.retention!r}")
         low, high = self.retention
         return torch.empty(self.cell_size).uniform_(low, max(high - 1.0, low + 1e-3)).log()
 
@@ -328,6 +331,10 @@ def make_stateful_policy(
         raise ValueError(f"policy: an agent with memory takes {', '.join(EXTRACTORS)}, got the class {policy!r}")
     check_number("memory_size", memory_size, positive=True, whole=True)
     policy_class(policy, readable_spaces(observation_space)[0])
+    if policy_kwargs.get("cell_size", memory_size) != memory_size:
+        raise ValueError(
+            f"policy_kwargs: cell_size is {policy_kwargs['cell_size']}, and memory_size {memory_size}; give the latter"
+        )
     kwargs: dict[str, Any] = {"features_extractor_class": EXTRACTORS[policy], **policy_kwargs, "cell_size": int(memory_size)}
     cell = kwargs.get("cell", "gru")
     check_choice("cell", cell, get_args(CellName))

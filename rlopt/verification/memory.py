@@ -89,6 +89,7 @@ def surrogate_gradient(problem: CueRecall, module: OneBit, rollout: Rollout, rat
         seed=0,
         device="cpu",
         gamma=1.0,
+        normalize_advantage=False,
         gae_lambda=1.0,
         n_steps=2,
         batch_size=2,

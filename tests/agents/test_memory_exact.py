@@ -373,7 +373,8 @@ def test_harpg_walks_the_exact_path(delay, form):
 
 def proximal(algorithm, module, **kwargs):
     """An S2PG or PPO of the small module."""
-    agent = algorithm("MlpPolicy", Walk(), n_steps=4, batch_size=4, memory_size=2, gamma=1.0, seed=0, device="cpu", **kwargs)
+    small = {"n_steps": 4, "batch_size": 4, "memory_size": 2, "gamma": 1.0, "normalize_advantage": False}
+    agent = algorithm("MlpPolicy", Walk(), seed=0, device="cpu", **small, **kwargs)
     agent.functional = Functional(module)
     return agent
 
