@@ -79,7 +79,7 @@ class RecurrentPPO(ProximalAgent):
     """PPO with recurrent layers, trained by backpropagation through time; names and defaults are SB3-contrib's.
 
     A chunk of L steps starts from the memory that was recorded there, which is data: gradients flow through the chunk's
-    own steps, and not across an episode's start within it. Every row counts once; nothing is padded. After the first
+    own steps, and not across an episode's start within it. Every row counts once in every mean. After the first
     minibatch recorded memories are those of older parameters, which `refresh_states` mends.
 
     Source: Schulman et al., arXiv:1707.06347, with truncated backpropagation through time.
