@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlopt import archive as files
 from rlopt.archive import FORMAT, Archive
+from rlopt.envs.memory import encoded_size
 from rlopt.envs.spaces import ActionDecoder, ObservationEncoder
 from rlopt.plain_data import decode, decode_space, encode, encode_space, policy_name
 from rlopt.policies.distributions import noise_size
@@ -136,30 +137,60 @@ def _check_size(agent: Agent, observation_space: spaces.Space, action_space: spa
     if agent.policy_class not in agent.policy_aliases:  # the caller's own class knows what it builds
         return
     stored = sum(tensor.numel() for tensor in archive.group("policy").values())
-    encoded = ObservationEncoder(observation_space).space
-    if agent.memory is not None:  # what only the critic reads is no input of the actor
-        encoded = readable_spaces(encoded)[0]
-    entries = encoded.spaces.values() if isinstance(encoded, spaces.Dict) else [encoded]
-    own_extractor = "features_extractor_class" in agent.policy_kwargs
-    inputs = 0 if own_extractor else sum(get_flattened_obs_dim(entry) for entry in entries if not is_image_space(entry))
-    arch = agent.policy_kwargs.get("net_arch") or []
-    towers = [[inputs, *tower, 1] for tower in (arch.values() if isinstance(arch, dict) else [arch])]
-    least = noise_size(ActionDecoder(action_space).space) + sum(a * b for tower in towers for a, b in pairwise(tower))
+    encoded, action = ObservationEncoder(observation_space).space, ActionDecoder(action_space).space
+    least = _least_of_towers(agent, encoded) if agent.memory is None else _least_of_memory(agent, encoded, action)
     extractor_kwargs = agent.policy_kwargs.get("features_extractor_kwargs") or {}
-    sizes = [least, *(value for value in extractor_kwargs.values() if isinstance(value, int))]
-    needed = max([*sizes, *(_least_of_memory(agent, [tower[1] for tower in towers]) if agent.memory is not None else [])])
-    if needed > stored:
+    sizes = [noise_size(action) + least, *(value for value in extractor_kwargs.values() if isinstance(value, int))]
+    if (needed := max(sizes)) > stored:
         raise ValueError(f"path: the file describes networks of {needed} parameters or more, and brings {stored}")
 
 
-def _least_of_memory(agent: Agent, widths: list[int]) -> list[int]:
-    """Sizes that recurrent layers of H units cannot be without: H², times the layers, and H times each of their neighbours."""
-    kwargs, memory_size = agent.policy_kwargs, agent.memory_size
-    units = memory_size if memory_size is not None else kwargs.get("lstm_hidden_size", 1)
-    num_layers, encoder_size = kwargs.get("n_lstm_layers", 1), kwargs.get("encoder_size", 1)
-    if not all(isinstance(size, int) for size in (units, num_layers, encoder_size)):
-        raise ValueError(f"path: the file's sizes of memory make no sense: {(units, num_layers, encoder_size)}")
-    return [units**2 * num_layers, units * encoder_size, *(units * width for width in widths)]
+def _least_of_towers(agent: Agent, encoded: spaces.Space) -> int:
+    """Weights that the hidden layers of a memoryless policy cannot be without."""
+    inputs, (actor, critic) = _inputs(agent, encoded), _net_arch(agent)
+    return sum(_weights([inputs, *tower, 1]) for tower in (actor, critic))
+
+
+def _least_of_memory(agent: Agent, encoded: spaces.Space, action: spaces.Space) -> int:
+    """Weights that a policy with memory of H units cannot be without: its layers, and what leads into them."""
+    kwargs = agent.policy_kwargs
+    given = agent.memory_size if agent.memory_size is not None else kwargs.get("lstm_hidden_size", 1)
+    layers, encoder = kwargs.get("n_lstm_layers", 1), kwargs.get("encoder_size", 0)
+    sizes = {"units": given, "n_lstm_layers": layers, "encoder_size": encoder}
+    if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
+        raise ValueError(f"path: the file's sizes of memory make no sense: {sizes}")
+    seen, valued = (_inputs(agent, space) for space in readable_spaces(encoded))
+    previous = encoded_size(action) if kwargs.get("previous_action", agent.memory == "s2pg") else 0
+    actor, critic = _net_arch(agent)
+    # whether heads read features beside memory
+    stateful = kwargs.get("skip", not str(agent.policy_class).endswith("LstmPolicy"))
+    into_kernel = [seen + previous, encoder, given] if encoder else [0 if stateful else seen + previous, given]
+    return (
+        given * given * layers
+        + _weights(into_kernel)
+        + _weights([given + (seen if stateful else 0), *actor, 1])
+        + _weights([valued if stateful else given, *critic, 1])
+    )
+
+
+def _weights(widths: list[int]) -> int:
+    """Of fully connected layers."""
+    return sum(a * b for a, b in pairwise(widths))
+
+
+def _inputs(agent: Agent, space: spaces.Space) -> int:
+    """Numbers that a policy's first layer reads at least: 0 of images, and of what the caller's own extractor makes."""
+    entries = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if "features_extractor_class" in agent.policy_kwargs:
+        return 0
+    return sum(get_flattened_obs_dim(entry) for entry in entries if not is_image_space(entry))
+
+
+def _net_arch(agent: Agent) -> tuple[list[int], list[int]]:
+    """Hidden layers of actor and critic, where the file states them."""
+    arch = agent.policy_kwargs.get("net_arch") or []
+    pi, vf = (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
+    return list(pi), list(vf)
 
 
 def _spaces(data: dict[str, Any]) -> tuple[spaces.Space, spaces.Space]:

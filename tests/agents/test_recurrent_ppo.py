@@ -17,6 +17,7 @@ import rlopt.collector
 from rlopt import PPO, S2PG, RecurrentPPO, archive
 from rlopt.agents.recurrent_ppo import begins_within, episode_starts
 from rlopt.envs.memory import MEMORY, PREVIOUS_ACTION
+from rlopt.plain_data import encode_space
 from tests.small_envs import ACTION_SPACES, Walk
 
 T, N, SIZE, CLIP = 24, 3, 5, 0.03
@@ -440,6 +441,26 @@ def test_a_file_that_describes_a_huge_memory_is_refused(algorithm, change, tmp_p
     agent.save(tmp_path / "small.zip")
     data, tensors = (getattr(archive.read(tmp_path / "small.zip"), name) for name in ("data", "tensors"))
     data["hyperparameters"] |= change
+    archive.write(tmp_path / "huge.zip", data, tensors)
+    with pytest.raises(ValueError, match="path: the file describes networks of"):
+        algorithm.load(tmp_path / "huge.zip")
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, S2PG])
+@pytest.mark.parametrize("seen", ["observation", "action", "critic"])
+def test_a_file_that_describes_a_huge_product_of_small_sizes_is_refused(algorithm, seen, tmp_path):
+    agent = algorithm("MlpPolicy", Walk, n_steps=16, batch_size=16, memory_size=4, device="cpu")
+    agent.save(tmp_path / "small.zip")
+    data, tensors = (getattr(archive.read(tmp_path / "small.zip"), name) for name in ("data", "tensors"))
+    tensors["policy/padding"] = torch.zeros(200_000)
+    many = spaces.Box(-1.0, 1.0, (50_000,))
+    if seen == "action":
+        data["action_space"] = encode_space(spaces.Discrete(50_000))
+    else:
+        shown = many if seen == "observation" else spaces.Dict({"observation": spaces.Box(-1.0, 1.0, (3,)), "critic": many})
+        data["observation_space"] = encode_space(shown)
+    sizes = {"net_arch": {"pi": [1], "vf": [50_000]}} if seen == "critic" else {"encoder_size": 50_000}
+    data["hyperparameters"] |= {"memory_size": 1, "policy_kwargs": sizes | {"previous_action": True}}
     archive.write(tmp_path / "huge.zip", data, tensors)
     with pytest.raises(ValueError, match="path: the file describes networks of"):
         algorithm.load(tmp_path / "huge.zip")

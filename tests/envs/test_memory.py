@@ -222,7 +222,8 @@ def test_attributes_and_episode_counters_are_those_of_the_environments_inside():
 
 def make_agent(env=None, **kwargs):
     """A small S2PG with every parameter away from zero."""
-    kwargs = {"n_steps": 20, "batch_size": 20, "seed": 0, "device": "cpu", "gamma": GAMMA, "gae_lambda": LAMBDA, **kwargs}
+    small = {"n_steps": 20, "batch_size": 20, "seed": 0, "device": "cpu", "normalize_advantage": False}
+    kwargs = {**small, "gamma": GAMMA, "gae_lambda": LAMBDA, **kwargs}
     policy_kwargs = {"net_arch": [8], "encoder_size": 8, **kwargs.pop("policy_kwargs", {})}
     env = env or ScriptedEnv(RandomScript(), 0)
     agent = S2PG("MlpPolicy", env, memory_size=3, policy_kwargs=policy_kwargs, **kwargs)
