@@ -519,3 +519,11 @@ def test_a_script_from_outside(tmp_path: Path) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["run_dir"] == "runs/ppo/CartPole-v1/1"
     assert "return" in done.stderr  # the progress bar's last state
+
+
+@pytest.mark.parametrize("name", ["s2pg", "recurrentppo"])
+def test_policies_with_memory_train_and_are_evaluated(name: str, tmp_path: Path) -> None:
+    folder = train(tmp_path, "--algo", name, "--env", "CartPoleNoVel-v1", "--total-timesteps", "256", "--n-steps", "64")
+    agent = ALGORITHMS[name].load(folder / "model.zip", device="cpu")
+    assert agent.memory is not None
+    assert agent.initial_state(2) is not None

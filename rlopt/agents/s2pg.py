@@ -13,7 +13,7 @@ from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import approximate_kl, clip_fraction, clipped_surrogate, explained_variance, value_loss
 from rlopt.logging import STATEFUL_LAYOUT, Metrics
-from rlopt.policies.stateful import JointDistribution
+from rlopt.policies.stateful import JointDistribution, MemoryName
 from rlopt.presets import with_preset
 from rlopt.rollout import Observations, Rollout, in_pieces
 from rlopt.schedules import ScheduleLike, as_schedule
@@ -59,6 +59,7 @@ class S2PG(ProximalAgent):
             memory dimensions can use up the whole range; "action" leaves the score of z' out, so that memory is only
             recorded: an ablation.
         target_kl: an update stops after the epoch in which the KL of a or that of z' passes this; None never.
+        memory: "s2pg", which this agent is about.
         memory_size: units of the recurrent kernel; `policy_kwargs` has more: cell, retention, memory_std, previous_action.
     """
 
@@ -74,6 +75,7 @@ class S2PG(ProximalAgent):
         memory_clip_range: ScheduleLike | None = None,
         ratio: Ratio = "factor",
         target_kl: float | None = 0.02,
+        memory: MemoryName = "s2pg",
         memory_size: int = 16,
         **common: Any,
     ):
@@ -81,9 +83,10 @@ class S2PG(ProximalAgent):
         check_choice("ratio", ratio, get_args(Ratio))
         if memory_clip_range is not None:
             check_number("memory_clip_range", as_schedule("memory_clip_range", memory_clip_range)(1.0), at_least=0)
-        if common.setdefault("memory", "s2pg") != "s2pg":
-            raise ValueError(f"memory: expected 's2pg', which S2PG is about, got {common['memory']!r}")
-        super().__init__(policy, env, clip_range=clip_range, target_kl=target_kl, memory_size=memory_size, **common)
+        if memory != "s2pg":
+            raise ValueError(f"memory: expected 's2pg', which S2PG is about, got {memory!r}")
+        common |= {"clip_range": clip_range, "target_kl": target_kl, "memory": memory, "memory_size": memory_size}
+        super().__init__(policy, env, **common)
 
     def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
         """One iteration: a rollout, its advantages, `n_epochs` passes of minibatch descent."""
