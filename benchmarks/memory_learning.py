@@ -52,7 +52,7 @@ class Task:
 
 TASKS = {
     "cue-recall": Task("rlopt/CueRecall-v0", 200_000, 0.95, {"delay": 4}, {"privileged": True}),
-    "t-maze": Task("rlopt/TMaze-v0", 1_000_000, 3.8, {"length": 10}, {"privileged": True}, {"gamma": 0.99, "ent_coef": 0.01}),
+    "t-maze": Task("rlopt/TMaze-v0", 400_000, 3.8, {"length": 10}, {"privileged": True}, {"gamma": 0.99, "ent_coef": 0.01}),
     "cartpole": Task("CartPoleNoVel-v1", 150_000, 475.0, oracle="CartPole-v1"),
     "pendulum": Task("PendulumNoVel-v1", 300_000, -300.0, oracle="Pendulum-v1", arguments={"gamma": 0.95}),
     "repeat-first": Task(

@@ -1,4 +1,4 @@
-"""How fast is rlopt's PPO beside Stable-Baselines3's, at SB3's hyper-parameters and on the same work?
+"""How fast are rlopt's PPO and RecurrentPPO beside Stable-Baselines3's, at its hyper-parameters and on the same work?
 
 Every measurement is a process of its own, pinned to one core with one torch thread; blocks run A B B A, so that a
 drift of the machine hits both. Steady speed leaves out the first iterations; environment steps are counted without
@@ -29,8 +29,25 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "cartpole-64": {"env": "CartPole-v1", "n_envs": 64, "n_steps": 128, "batch_size": 1024, "n_epochs": 10},
     "halfcheetah-1": {"env": "HalfCheetah-v5", "n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10},
     "halfcheetah-16": {"env": "HalfCheetah-v5", "n_envs": 16, "n_steps": 256, "batch_size": 512, "n_epochs": 10},
+    # SB3-contrib's RecurrentPPO: rl-baselines3-zoo's arguments for this task, and the library's own defaults
+    "recurrent-64": {
+        "env": "CartPoleNoVel-v1",
+        "n_envs": 8,
+        "n_steps": 32,
+        "batch_size": 256,
+        "n_epochs": 20,
+        "policy_kwargs": {"lstm_hidden_size": 64},
+    },
+    "recurrent-256": {"env": "CartPoleNoVel-v1", "n_envs": 8},
 }
-TARGETS = {"cartpole-8": 1.7, "cartpole-64": 1.8, "halfcheetah-1": 2.3, "halfcheetah-16": 1.4}
+TARGETS = {
+    "cartpole-8": 1.7,
+    "cartpole-64": 1.8,
+    "halfcheetah-1": 2.3,
+    "halfcheetah-16": 1.4,
+    "recurrent-64": 10,
+    "recurrent-256": 10,
+}
 WARM_UP = 2  # iterations left out of the steady speed
 
 
@@ -43,16 +60,22 @@ def one(library: str, name: str, seconds: float) -> dict[str, Any]:
     configuration = dict(CONFIGURATIONS[name])
     env_id, n_envs = configuration.pop("env"), configuration.pop("n_envs")
     marks: list[tuple[float, int]] = []
+    recurrent = name.startswith("recurrent")
+    policy = "MlpLstmPolicy" if recurrent else "MlpPolicy"
+    import rlopt
+
     if library == "sb3":
         from stable_baselines3 import PPO
         from stable_baselines3.common.env_util import make_vec_env
 
-        agent: Any = PPO("MlpPolicy", make_vec_env(env_id, n_envs), seed=0, device="cpu", **configuration)
+        if recurrent:
+            from sb3_contrib import RecurrentPPO as PPO  # type: ignore[no-redef]
+
+        agent: Any = PPO(policy, make_vec_env(env_id, n_envs), seed=0, device="cpu", **configuration)
         inner, method = agent.train, "train"
     else:
-        from rlopt import PPO
-
-        agent = PPO("MlpPolicy", env_id, n_envs=n_envs, seed=0, device="cpu", **configuration)
+        ours: Any = rlopt.RecurrentPPO if recurrent else rlopt.PPO
+        agent = ours(policy, env_id, n_envs=n_envs, seed=0, device="cpu", **configuration)
         inner, method = agent.step, "step"
 
     class Enough(Exception):

@@ -141,7 +141,7 @@ class DiagonalGaussian(NamedTuple):
 
     def log_prob(self, actions: Tensor) -> Tensor:
         z = (actions - self.mean) * (-self.log_std).exp()
-        return -0.5 * (z * z).sum(-1) - self.log_std.sum(-1) - self.mean.shape[-1] * LOG_SQRT_2PI
+        return -0.5 * z.square().sum(-1) - self.log_std.sum(-1) - self.mean.shape[-1] * LOG_SQRT_2PI
 
     def entropy(self) -> Tensor:
         per_state = self.log_std.sum(-1) + self.mean.shape[-1] * (0.5 + LOG_SQRT_2PI)

@@ -73,9 +73,8 @@ class GRU(Kernel):
 
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
         (r_x, u_x, n_x), (r_z, u_z, n_z) = self._gates(inputs, memory)
-        reset, update = torch.sigmoid(r_x + r_z), torch.sigmoid(u_x + u_z)
-        new = torch.tanh(n_x + reset * n_z)
-        return new + update * (memory - new)
+        new = torch.tanh(torch.addcmul(n_x, torch.sigmoid(r_x + r_z), n_z))
+        return torch.lerp(new, memory, torch.sigmoid(u_x + u_z))
 
 
 class LSTM(Kernel):
@@ -117,8 +116,7 @@ class GatedMLP(Kernel):
 
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
         (g_x, n_x), (g_z, n_z) = self._gates(inputs, memory)
-        gate, new = torch.sigmoid(g_x + g_z), torch.tanh(n_x + n_z)
-        return new + gate * (memory - new)
+        return torch.lerp(torch.tanh(n_x + n_z), memory, torch.sigmoid(g_x + g_z))
 
 
 KERNELS: dict[CellName, type[Kernel]] = {"gru": GRU, "lstm": LSTM, "mlp": GatedMLP}
