@@ -54,7 +54,21 @@ TASKS = {
     "cue-recall": Task("rlopt/CueRecall-v0", 200_000, 0.95, {"delay": 4}, {"privileged": True}),
     "t-maze": Task("rlopt/TMaze-v0", 400_000, 3.8, {"length": 10}, {"privileged": True}, {"gamma": 0.99, "ent_coef": 0.01}),
     "cartpole": Task("CartPoleNoVel-v1", 150_000, 475.0, oracle="CartPole-v1"),
-    "pendulum": Task("PendulumNoVel-v1", 300_000, -300.0, oracle="Pendulum-v1", arguments={"gamma": 0.95}),
+    "pendulum": Task(
+        "PendulumNoVel-v1",
+        300_000,
+        -300.0,
+        oracle="Pendulum-v1",
+        arguments={
+            "n_envs": 32,
+            "batch_size": 128,
+            "gamma": 0.9,
+            "learning_rate": "linear:2e-3",
+            "normalize_rewards": True,
+            "target_kl": None,
+        },
+        memory={"memory_std": 0.02, "min_memory_std": 0.005, "retention": 1.0, "previous_action": False},
+    ),
     "repeat-first": Task(
         "popgym-RepeatFirstEasy-v0",
         1_000_000,
@@ -107,8 +121,8 @@ def arguments_of(job: Job) -> dict[str, Any]:
     policy_kwargs: dict[str, Any] = {}
     if algo != "ppo":
         policy_kwargs = {"previous_action": True, **task.memory}
-    if algo == "recurrentppo":
-        policy_kwargs.pop("retention", None)
+    if algo == "recurrentppo":  # whose memory is not drawn
+        policy_kwargs = {"previous_action": policy_kwargs["previous_action"]}
     return {**SHARED, **task.arguments, **own, "policy_kwargs": policy_kwargs, "seed": job.seed, "device": "cpu"}
 
 

@@ -1,6 +1,6 @@
 """rlopt: policy-optimisation agents that share one rollout type, one collector and one set of estimators."""
 
-from rlopt.agents import ALGORITHMS, HARPG, NPGIGT, NVRPG, PPO, REINFORCE, S2PG, SRVRPG, STORMPG, Agent, RecurrentPPO
+from rlopt.agents import ALGORITHMS, HARPG, MOPG, MOTSIVRPG, NPGIGT, NVRPG, PPO, REINFORCE, S2PG, SRVRPG, STORMPG, Agent, RecurrentPPO
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.vector import make_envs
 from rlopt.evaluation import evaluate
@@ -13,6 +13,8 @@ from rlopt.version import __version__
 __all__ = [
     "ALGORITHMS",
     "HARPG",
+    "MOPG",
+    "MOTSIVRPG",
     "NPGIGT",
     "NVRPG",
     "PPO",

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,22 +82,26 @@ def write(path: Any, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         raise
 
 
-def read(path: Any) -> Archive:
+def read(path: Any, fields: Mapping[str, type] = FIELDS) -> Archive:
     """A file's content.
+
+    Args:
+        path: a path, with or without `.zip`, or a binary file object.
+        fields: what `rlopt.json` must have, and of which type; an agent's by default.
 
     Raises:
         FileNotFoundError: no such file, with or without `.zip`.
         ValueError: not a file of rlopt, a damaged one, or one of a later format.
     """
     if hasattr(path, "read"):
-        return _read_zip(path, getattr(path, "name", "the file"))
+        return _read_zip(path, getattr(path, "name", "the file"), fields)
     source = Path(path)
     if not source.is_file() and source.with_name(f"{source.name}.zip").is_file():
         source = source.with_name(f"{source.name}.zip")
     if not source.is_file():
         raise FileNotFoundError(f"path: there is no file {source} (nor with .zip)")
     with source.open("rb") as file:
-        return _read_zip(file, str(source))
+        return _read_zip(file, str(source), fields)
 
 
 def _umask() -> int:
@@ -111,7 +116,7 @@ def _write_zip(file: BinaryIO, document: bytes, tensors: bytes) -> None:
         archive.writestr(TENSORS, tensors)
 
 
-def _read_zip(file: BinaryIO, name: str) -> Archive:
+def _read_zip(file: BinaryIO, name: str, fields: Mapping[str, type]) -> Archive:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -127,9 +132,9 @@ def _read_zip(file: BinaryIO, name: str) -> Archive:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
         raise ValueError(f"path: {name} has format {found!r}, this version reads {FORMAT}; a newer rlopt may have written it")
-    if missing := FIELDS.keys() - data.keys():
+    if missing := fields.keys() - data.keys():
         raise ValueError(f"path: {name} lacks {', '.join(sorted(missing))}")
-    for field, kind in FIELDS.items():
+    for field, kind in fields.items():
         if not isinstance(data[field], kind):
             raise ValueError(f"path: {name} has {data[field]!r} where {field} should be")
     try:

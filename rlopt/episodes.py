@@ -180,7 +180,7 @@ class Assignment:
         info = {**step.infos[row], "TimeLimit.truncated": True}
         if self.statistics.monitored:  # the Monitor does not know of the cut: our account is the only one
             known = self.statistics
-            total = float(known.returns[row] + step.rewards[row])
+            total = (known.returns[row] + step.rewards[row]).tolist()
             info["episode"] = {"r": total, "l": int(known.lengths[row]) + 1, "t": round(time.time() - known.started, 6)}
         return info
 

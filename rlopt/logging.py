@@ -65,6 +65,9 @@ EPISODIC_LAYOUT: Layout = {
     "1 Is it learning?": {
         **LEARNING["1 Is it learning?"],
         "return at θ and at the look-ahead": ["Multiline", ["train/return_theta", "train/return_lookahead"]],
+        "utility of the expected returns": ["Multiline", ["train/utility"]],
+        "expected returns": ["Multiline", [f"train/objective_{k}" for k in range(4)]],
+        "weights of the objectives": ["Multiline", [f"train/slope_{k}" for k in range(4)]],
     },
     "2 Can the direction be trusted?": {
         "signal to noise of the fresh gradient": ["Multiline", ["train/signal_to_noise"]],
@@ -90,11 +93,13 @@ LOOKAHEAD = ("train/return_lookahead", "train/lookahead_distance")
 CORRECTION = ("train/correction_norm",)
 BOUND = ("train/correction_bounded",)
 TRUNCATION = ("train/truncated_fraction",)
+MULTI_OBJECTIVE = ("train/utility", *(f"train/{name}_{k}" for name in ("objective", "slope") for k in range(4)))
 
 
 def episodic_layout(*own: tuple[str, ...]) -> Layout:
     """The charts for an agent of whole episodes with these instruments beside those that all have; none stays empty."""
-    missing = {*WEIGHTS, *HESSIAN, *LOOKAHEAD, *CORRECTION, *BOUND, *TRUNCATION} - {key for keys in own for key in keys}
+    optional = (WEIGHTS, HESSIAN, LOOKAHEAD, CORRECTION, BOUND, TRUNCATION, MULTI_OBJECTIVE)
+    missing = {key for keys in optional for key in keys} - {key for keys in own for key in keys}
     pages = {}
     for page, charts in EPISODIC_LAYOUT.items():
         kept = {title: [kind, [key for key in keys if key not in missing]] for title, (kind, keys) in charts.items()}

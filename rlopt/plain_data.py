@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
+from rlopt.objectives import VectorUtility, vector_utility_from_data, vector_utility_to_data
 from rlopt.schedules import Constant, Custom, Linear, Power, as_schedule, schedule_from_data, schedule_to_data
 from rlopt.utilities import KINDS, utility_from_data, utility_to_data
 
@@ -40,6 +41,8 @@ def encode(name: str, value: Any) -> Any:
         return schedule_to_data(name, value)
     if isinstance(value, tuple(KINDS.values())):
         return utility_to_data(value)
+    if isinstance(value, VectorUtility):
+        return vector_utility_to_data(name, value)
     if isinstance(value, np.integer | np.floating | np.bool_):
         return value.item()
     if isinstance(value, list | tuple):
@@ -72,6 +75,11 @@ def decode(name: str, value: Any) -> Any:
     if isinstance(value, dict) and "utility" in value:
         try:
             return utility_from_data(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: the file holds no utility of rlopt: {value!r}") from error
+    if isinstance(value, dict) and "vector_utility" in value:
+        try:
+            return vector_utility_from_data(value)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: the file holds no utility of rlopt: {value!r}") from error
     if isinstance(value, dict) and "class" in value:

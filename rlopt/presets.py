@@ -189,6 +189,8 @@ TUNED: dict[str, dict[str, Preset]] = {
     },
 }
 PRESETS = ("sb3", "cleanrl", "tuned")
+# Names on the command line that are not their class's in lower case.
+HYPHENATED = {"motsivrpg": "mo-tsivr-pg"}
 # Defaults of names on the command line: environments side by side, and what a name with a prefix stands for.
 BASE: dict[str, Preset] = {
     "reinforce": {"n_envs": 10},
@@ -198,6 +200,8 @@ BASE: dict[str, Preset] = {
     "stormpg": {"n_envs": 10},
     "srvrpg": {"n_envs": 10},
     "nvrpg": {"n_envs": 10},
+    "mopg": {"n_envs": 10},
+    "mo-tsivr-pg": {"n_envs": 25},
     "s2pg": {"n_envs": 16, "n_steps": 128},
     "recurrentppo": {"n_envs": 8},
 }
@@ -237,7 +241,7 @@ def diff(first: Preset, second: Preset) -> dict[str, tuple[Any, Any]]:
 
 def with_preset(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor with a `preset` argument that fills in whatever was not given explicitly."""
-    algorithm = init.__qualname__.split(".")[0].lower()
+    algorithm = HYPHENATED.get(name := init.__qualname__.split(".")[0].lower(), name)
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:

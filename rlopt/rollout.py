@@ -7,7 +7,7 @@ B rows of a minibatch, A components of an action, K objectives, d parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,6 +108,24 @@ class Rollout:
             )
         return self.rewards
 
+    def vector_rewards(self) -> Tensor:
+        """`rewards`, [T, N, K]; K = 1 where the environment pays one number."""
+        return self.rewards if self.rewards.ndim > 2 else self.rewards.unsqueeze(-1)
+
+    def scalarised(self, weights: Tensor) -> Rollout:
+        """The same, paid Σ_k w_k r_k.
+
+        Args:
+            weights: w, [K], or [T, N, K].
+
+        Raises:
+            ValueError: another K.
+        """
+        rewards = self.vector_rewards()
+        if weights.shape[-1] != rewards.shape[-1]:
+            raise ValueError(f"weights: expected one for each of {rewards.shape[-1]} rewards, got {weights.shape[-1]}")
+        return replace(self, rewards=(rewards * weights).sum(-1))
+
     def discounts(self, gamma: float) -> Tensor:
         """γ, and 0 where s_{t+1} is absorbing, [T, N]."""
         return gamma * (~self.terminated).to(self.rewards.dtype)
@@ -117,17 +135,17 @@ class Rollout:
         return lambda_ * (~(self.terminated | self.truncated)).to(self.rewards.dtype)
 
     def values(self, critic: Callable[[Observations], Tensor]) -> tuple[Tensor, Tensor]:
-        """v(s_t) and v(s_{t+1}), [T, N] each, every state passed through `critic` once and without gradients.
+        """v(s_t) and v(s_{t+1}), [T, N] or [T, N, K] each, every state passed through `critic` once and without gradients.
 
-        `critic` maps [B, *obs] to [B].
+        `critic` maps [B, *obs] to [B] or [B, K].
         """
         num_steps, num_envs = self.mask.shape
         values = in_pieces(critic, map_observations(lambda states: states.flatten(0, 1), self.states))
-        values = values.view(num_steps + 1, num_envs)
+        values = values.unflatten(0, (num_steps + 1, num_envs))
         if not len(self.final_rows):
             return values[:-1], values[1:]
         next_values = values[1:].clone()
-        next_values.view(-1)[self.final_rows] = in_pieces(critic, self.final_observations)
+        next_values.flatten(0, 1)[self.final_rows] = in_pieces(critic, self.final_observations)
         return values[:-1], next_values
 
     def valid_rows(self) -> Tensor:

@@ -8,6 +8,7 @@ events.out.*     the same for TensorBoard
 checkpoints/     agents under way
 evaluations.npz  returns and lengths of the evaluations under way
 best_model.zip   the agent of the best of them
+pareto.zip       the Pareto archive, of runs with several objectives
 model.zip        the agent at the end
 """
 

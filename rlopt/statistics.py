@@ -21,7 +21,8 @@ class EpisodeStatistics:
     wrappers outside it do to rewards and episode ends.
 
     Attributes:
-        recent: the last `window` episodes, dictionaries with return `r`, length `l` and seconds `t`.
+        recent: the last `window` episodes, dictionaries with return `r`, a list of K where K rewards are paid, length `l`
+            and seconds `t`.
         successes: `info["is_success"]` of the last `window` episodes that had it.
         num_episodes: finished since the start.
     """
@@ -34,6 +35,15 @@ class EpisodeStatistics:
         self.on_episode: Callable[[EpisodeRecord], None] | None = None
         self.started = time.time()
         self.begin(num_envs)
+
+    @property
+    def mean_return(self) -> Any:
+        """The mean return of the recent episodes: a number, or [K], of those with as many rewards as the last; NaN of none."""
+        returns = [episode["r"] for episode in list(self.recent)]
+        if not returns:
+            return float("nan")
+        mean = np.mean([r for r in returns if np.shape(r) == np.shape(returns[-1])], 0)
+        return mean if mean.ndim else float(mean)
 
     def begin(self, num_envs: int) -> None:
         """All environments start new episodes."""
@@ -86,4 +96,17 @@ def _reported(info: dict[str, Any]) -> EpisodeRecord | None:
     episode = info.get("episode")
     if not isinstance(episode, dict):
         return None
-    return {"r": float(np.asarray(episode["r"])), "l": int(episode["l"]), "t": float(episode.get("t", 0.0))}
+    total = np.asarray(episode["r"], np.float64)
+    return {"r": total.item() if total.size == 1 else total.tolist(), "l": int(episode["l"]), "t": float(episode.get("t", 0.0))}
+
+
+def by_objective(name: str, value: Any) -> dict[str, float]:
+    """A number under its name; K of them under "name_0", "name_1", …: their sum would mean nothing."""
+    values = np.asarray(value, np.float64)
+    return {name: values.item()} if not values.ndim else {f"{name}_{k}": float(v) for k, v in enumerate(values)}
+
+
+def as_text(value: Any, form: str = ".2f") -> str:
+    """A number in a format, or K of them in parentheses."""
+    values = np.asarray(value, np.float64)
+    return format(values.item(), form) if not values.ndim else f"({', '.join(format(v, form) for v in values.tolist())})"

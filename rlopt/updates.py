@@ -69,3 +69,31 @@ def truncated_step(theta: Tensor, direction: Tensor, step_size: float, radius: f
     """
     longest = radius / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
     return theta + direction * longest.clamp_max(step_size)
+
+
+def adam_step(
+    theta: Tensor,
+    direction: Tensor,
+    step_size: float,
+    moments: dict[str, Tensor],
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """θ + α m̂ / (√v̂ + ε), [d], and the moments after it.
+
+    Args:
+        theta, direction: [d].
+        step_size: α.
+        moments: those after the step before; empty at first.
+        betas: how much of the mean and of the mean square is kept.
+        epsilon: ε.
+
+    Source: Kingma and Ba, arXiv:1412.6980, algorithm 1.
+    """
+    zero = torch.zeros_like(theta)
+    mean = moments.get("mean", zero).lerp(direction, 1.0 - betas[0])
+    square = moments.get("square", zero).lerp(direction.square(), 1.0 - betas[1])
+    steps = moments.get("steps", torch.zeros((), device=theta.device)) + 1.0
+    scale = (1.0 - betas[1] ** steps).sqrt() / (1.0 - betas[0] ** steps)
+    corrected = mean * scale / (square.sqrt() + epsilon * (1.0 - betas[1] ** steps).sqrt())
+    return theta + step_size * corrected, {"mean": mean, "square": square, "steps": steps}

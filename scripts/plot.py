@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw learning curves; `--help` explains every flag. The same as the command `rlopt-plot`."""
+"""Draw learning curves or Pareto fronts; `--help` explains every flag. The same as the command `rlopt-plot`."""
 
 from rlopt.cli import plot_main
 

@@ -3,6 +3,8 @@
 from rlopt.agents.base import Agent
 from rlopt.agents.episodic import EpisodicAgent
 from rlopt.agents.harpg import HARPG
+from rlopt.agents.mopg import MOPG
+from rlopt.agents.motsivrpg import MOTSIVRPG
 from rlopt.agents.npgigt import NPGIGT
 from rlopt.agents.nvrpg import NVRPG
 from rlopt.agents.ppo import PPO
@@ -22,6 +24,8 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "stormpg": STORMPG,
     "srvrpg": SRVRPG,
     "nvrpg": NVRPG,
+    "mopg": MOPG,
+    "mo-tsivr-pg": MOTSIVRPG,
     "s2pg": S2PG,
     "recurrentppo": RecurrentPPO,
 }
@@ -29,6 +33,8 @@ ALGORITHMS: dict[str, type[Agent]] = {
 __all__ = [
     "ALGORITHMS",
     "HARPG",
+    "MOPG",
+    "MOTSIVRPG",
     "NPGIGT",
     "NVRPG",
     "PPO",

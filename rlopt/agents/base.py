@@ -38,7 +38,7 @@ from rlopt.policies.stateful import as_actor_critic, make_stateful_policy
 from rlopt.prediction import Predictor
 from rlopt.rollout import Observations
 from rlopt.schedules import Schedule, ScheduleLike, as_schedule
-from rlopt.statistics import EpisodeStatistics
+from rlopt.statistics import EpisodeStatistics, by_objective
 
 
 class Agent(ABC):
@@ -62,6 +62,7 @@ class Agent(ABC):
     state: Any
     learning_rate: ScheduleLike = 0.0  # of the optimiser, for algorithms that have one
     gamma: float
+    num_objectives: int | None = None  # K of a critic with a value for each
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -126,7 +127,7 @@ class Agent(ABC):
         self._custom_logger = False
         self._logger: Logger | None = None
         if env is not None:
-            environments = make_envs(env, n_envs, backend, seed)
+            environments = self._dressed(make_envs(env, n_envs, backend, seed))
             self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
             self._attach(environments)
 
@@ -137,9 +138,10 @@ class Agent(ABC):
         self.generators = {name: torch.Generator() for name in ("actions", "minibatches", "prediction")}
         self.set_random_seed(self.seed)
         arguments = self.policy_class, self.encoder.space, self.decoder.space, self.lr_schedule(1.0), self.policy_kwargs
-        self.policy = (
-            make_policy(*arguments) if self.memory is None else self.memories[self.memory](*arguments, self.memory_size)
-        )
+        if self.memory is None:
+            self.policy = make_policy(*arguments, self.num_objectives or 1)
+        else:
+            self.policy = self.memories[self.memory](*arguments, self.memory_size)
         self.policy.to(self.device)
         self.observation_normalizer = (
             ObservationNormalizer(self.policy.observation_space, self.clip_observations)
@@ -188,13 +190,18 @@ class Agent(ABC):
                 f"env: VecNormalize discounts with gamma={vec_normalize.gamma}, the agent with gamma={self.gamma}", stacklevel=3
             )
 
+    def _dressed(self, environments: Environments) -> Environments:
+        """The environments as this algorithm sees them."""
+        return environments
+
     def _forget_observations(self) -> None:
         """Somebody else stepped the training environments: the next `learn` begins new episodes."""
         if self.collector is not None:
             self.collector.observations = None
 
     def _make_reward_normalizer(self, num_envs: int) -> RewardNormalizer:
-        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, self.carry_reward_returns)
+        known = None if self.environments is None else self.environments.num_objectives
+        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, self.carry_reward_returns, known)
 
     def _adopt(self, state: Any) -> None:
         """Make `state` the agent's, the policy's parameters views of its θ."""
@@ -328,7 +335,8 @@ class Agent(ABC):
         if iteration > 0:
             self.logger.record("time/iterations", iteration, exclude="tensorboard")
         if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
+            for key, mean in by_objective("rollout/ep_rew_mean", self.statistics.mean_return).items():
+                self.logger.record(key, mean)
             self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
@@ -389,7 +397,8 @@ class Agent(ABC):
             ValueError: spaces that differ from the agent's.
         """
         copied = can_be_copied(env)  # an environment object brings its own number
-        environments = make_envs(env, self.n_envs if copied else 1, self.backend if copied else "auto", self.seed)
+        made = make_envs(env, self.n_envs if copied else 1, self.backend if copied else "auto", self.seed)
+        environments = self._dressed(made)
         if not hasattr(self, "policy"):
             self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
         for field, mine, theirs in (

@@ -9,8 +9,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
+from rlopt.agents.weighing import Objectives, as_weighing, checked_num_objectives, recent_returns, reward_scales
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
+from rlopt.envs.base import Environments
 from rlopt.envs.vector import Backend
 from rlopt.estimators import (
     approximate_kl,
@@ -27,6 +29,7 @@ from rlopt.estimators import (
 from rlopt.logging import Metrics
 from rlopt.policies.stateful import MemoryName
 from rlopt.presets import with_preset
+from rlopt.rollout import Rollout
 from rlopt.schedules import ScheduleLike, as_schedule
 
 
@@ -71,6 +74,10 @@ class PPO(ProximalAgent):
         carry_reward_returns: reward normalisation carries returns across truncation, as Gymnasium's wrapper does.
         memory: "s2pg" gives the policy a memory that it writes like an action: one ratio for both; `S2PG` has one for each.
         memory_size: units of its recurrent kernel.
+        utility: of environments that pay K rewards: f of the mean undiscounted returns of recent episodes, as `MOPG` takes
+            it, whose slopes weigh the advantages of a critic for each; or "preferences": weights of a sum that are drawn
+            for every episode and shown to the policy ("MultiInputPolicy"), so that one policy covers the front.
+        num_objectives: K, where neither the utility nor the environment says it.
 
     Raises:
         ValueError: an argument that cannot work; the message names it, what was expected and what came.
@@ -119,6 +126,8 @@ class PPO(ProximalAgent):
         carry_reward_returns: bool = False,
         memory: MemoryName | None = None,
         memory_size: int = 16,
+        utility: Any = None,
+        num_objectives: int | None = None,
     ):
         if use_sde or sde_sample_freq != -1:
             raise ValueError("use_sde: rlopt does not offer generalised state-dependent exploration; leave it False")
@@ -128,6 +137,10 @@ class PPO(ProximalAgent):
         self.value_clip = value_clip
         self.bootstrap_truncation = bootstrap_truncation
         self.schedule_from = schedule_from
+        self.utility, self.num_objectives = utility, num_objectives
+        self._weighing = as_weighing(utility)
+        if self._weighing is not None and memory is not None:
+            raise ValueError("utility: a policy with memory has a critic of one objective; use memory=None")
         self._check_own()
         super().__init__(
             policy,
@@ -167,8 +180,22 @@ class PPO(ProximalAgent):
         rollout = collector.steps(state.theta, self.n_steps)
         if self.schedule_from == "rollout_end":
             progress = self._current_progress_remaining
-        batch = self.advantages(state.theta, rollout)
-        return self.update(state, batch, progress) if len(batch.advantages) else (state, {})
+        state, weights, of_objectives = self.weighed(state, rollout)
+        batch = self.advantages(state.theta, rollout, weights)
+        if not len(batch.advantages):
+            return state, {}
+        following, metrics = self.update(state, batch, progress)
+        return following, {**metrics, **of_objectives}
+
+    def weighed(self, state: ProximalState, rollout: Rollout) -> tuple[ProximalState, Tensor | None, Metrics]:
+        """What the objectives' advantages are multiplied by, [K] or [T, N, K]; None if there is one reward."""
+        if self._weighing is None:
+            return state, None, {}
+        assert self.num_objectives is not None
+        known = Objectives(recent_returns(self.statistics, self.num_objectives, state.objectives), state.multipliers)
+        weights, known, metrics = self._weighing.weights(known, rollout)
+        state = state._replace(objectives=known.returns, multipliers=known.multipliers)
+        return state, weights * reward_scales(self.reward_normalizer, weights), metrics
 
     def update(
         self, state: ProximalState, batch: Batch, progress: float, orders: list[Tensor] | None = None
@@ -203,7 +230,7 @@ class PPO(ProximalAgent):
             metrics["clip_range_vf"] = clip_range_vf
         if (log_std := getattr(self.descent.module.policy, "log_std", None)) is not None:
             metrics["std"] = log_std.detach().exp().mean()
-        return self.descended(state.num_updates + num_epochs), metrics
+        return self.descended(state, num_epochs), metrics
 
     def _epoch(self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
         """One pass in minibatches, in this order; False if the KL target was passed."""
@@ -235,7 +262,8 @@ class PPO(ProximalAgent):
             log_ratio = distribution.log_prob(part.actions) - part.log_probs
             weights = clipped_surrogate_weights(log_ratio, part.advantages, clip_range)
             of_actor = distribution.pull_back(part.actions, weights / -size, -self.ent_coef / size)
-            of_values = self._value_loss_slope(values, part.values, part.targets, clip_range_vf) * (self.vf_coef / size)
+            slope = self._value_loss_slope(values, part.values, part.targets, clip_range_vf)
+            of_values = slope * (self.vf_coef / values.numel())
             log.add(part, log_ratio, distribution.entropy(), values)
         log_std = [module.policy.log_std] if len(of_actor) == 2 else []
         return [head, *log_std, values], [*of_actor, of_values]
@@ -268,6 +296,15 @@ class PPO(ProximalAgent):
             "clip_fraction": clip_fraction(log_ratio, clip_range),
             **({"grad_norm": torch.stack(log.norms).mean()} if log.norms else {}),
         }
+
+    def _dressed(self, environments: Environments) -> Environments:
+        if self._weighing is None:
+            return environments
+        dressed = self._weighing.dressed(environments)
+        self.num_objectives = checked_num_objectives(
+            self.num_objectives, self._weighing.num_objectives, environments.num_objectives
+        )
+        return dressed
 
     def _check_own(self) -> None:
         check_choice("value_clip", self.value_clip, ("prediction", "maximum"))

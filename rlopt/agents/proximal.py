@@ -32,6 +32,8 @@ class ProximalState(NamedTuple):
     theta: Tensor  # [d]
     moments: Moments  # the optimiser's
     num_updates: int  # epochs done so far
+    objectives: Tensor  # J [K], where a utility weighs several; else [0]
+    multipliers: Tensor  # of a utility with constraints, [K]; else [0]
 
 
 class Batch(NamedTuple):
@@ -41,9 +43,31 @@ class Batch(NamedTuple):
     actions: Tensor  # [S', *act]
     log_probs: Tensor  # [S'], of the policy that sampled
     advantages: Tensor  # [S']
-    values: Tensor  # [S'], of the critic that the rollout began with
-    targets: Tensor  # [S'], advantages + values
+    values: Tensor  # [S'] or [S', K], of the critic that the rollout began with
+    targets: Tensor  # like values: what they are to become
     terminated: Tensor  # [S'] bool, s_{t+1} is absorbing
+
+
+def weighted_gae(
+    rewards: Tensor, values: Tensor, next_values: Tensor, discounts: Tensor, traces: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Σ_k w_k Â_k of K rewards, [T, N], and what the values are to become, like `values`.
+
+    Args:
+        rewards: [T, N, K].
+        values, next_values: [T, N, K], or [T, N] if K is 1.
+        discounts, traces: [T, N], as in `gae`.
+        weights: [K] or [T, N, K].
+    """
+    shape = rewards.shape
+    of_objectives = gae(
+        rewards,
+        values.view(shape),
+        next_values.view(shape),
+        discounts.unsqueeze(-1).expand(shape),
+        traces.unsqueeze(-1).expand(shape),
+    )
+    return (of_objectives * weights).sum(-1), of_objectives.view_as(values) + values
 
 
 Rows = TypeVar("Rows", bound=tuple)
@@ -162,19 +186,28 @@ class ProximalAgent(Agent):
             self._check_batches(self.n_envs)
 
     def init(self, theta: Tensor) -> ProximalState:
-        return ProximalState(theta, {}, 0)
+        return ProximalState(theta, {}, 0, theta.new_zeros(0), theta.new_zeros(0))
 
     # ------------------------------------------------------------------ the words of an algorithm box
 
-    def advantages(self, theta: Tensor, rollout: Rollout) -> Batch:
-        """The rollout's valid rows with advantages and value targets under the critic of θ."""
+    def advantages(self, theta: Tensor, rollout: Rollout, weights: Tensor | None = None) -> Batch:
+        """The rollout's valid rows with advantages and value targets under the critic of θ.
+
+        Args:
+            theta: [d].
+            rollout: T steps of N environments.
+            weights: of K rewards, [K] or [T, N, K]: advantages are Σ_k w_k A_k, values and targets those of every
+                objective. None for environments that pay one.
+        """
         values, next_values = rollout.values(self.functional.bind(theta).critic)
-        discounts = rollout.discounts(self.gamma)
+        discounts, traces = rollout.discounts(self.gamma), rollout.traces(self.gae_lambda)
         if not self.bootstrap_truncation:
             discounts = discounts * ~rollout.truncated
-        rewards = rollout.scalar_rewards(type(self).__name__)
-        advantages = gae(rewards, values, next_values, discounts, rollout.traces(self.gae_lambda))
-        targets = advantages + values
+        if weights is None:
+            advantages = gae(rollout.scalar_rewards(type(self).__name__), values, next_values, discounts, traces)
+            targets = advantages + values
+        else:
+            advantages, targets = weighted_gae(rollout.vector_rewards(), values, next_values, discounts, traces, weights)
         actions, log_probs = rollout.actions, rollout.log_probs
         everything = Batch(rollout.observations, actions, log_probs, advantages, values, targets, rollout.terminated)
         flat = Batch(*(map_observations(lambda x: x.flatten(0, 1), field) for field in everything))  # type: ignore[arg-type]
@@ -209,9 +242,10 @@ class ProximalAgent(Agent):
         """Let `descent` start at the state, which is not written to."""
         self.descent.begin(state.theta, state.moments, learning_rate, [p.requires_grad for p in self.policy.parameters()])
 
-    def descended(self, num_updates: int) -> ProximalState:
-        """The state that `descent` came to."""
-        return ProximalState(self.descent.theta(), self.descent.moments(), num_updates)
+    def descended(self, state: ProximalState, num_epochs: int) -> ProximalState:
+        """The state that `descent` came to from another in this many epochs."""
+        num_updates = state.num_updates + num_epochs
+        return state._replace(theta=self.descent.theta(), moments=self.descent.moments(), num_updates=num_updates)
 
     def _check_common(self) -> None:
         for name in ("n_steps", "batch_size", "n_epochs"):

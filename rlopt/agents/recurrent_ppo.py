@@ -219,7 +219,7 @@ class RecurrentPPO(ProximalAgent):
             "n_updates": state.num_updates + num_epochs,
             **({} if clip_range_vf is None else {"clip_range_vf": clip_range_vf}),
         }
-        return self.descended(state.num_updates + num_epochs), metrics
+        return self.descended(state, num_epochs), metrics
 
     def chunk_minibatches(self, chunks: Chunks) -> Iterator[Minibatch]:
         """All chunks once in random order, as many at a time as make `batch_size` rows; the last time there may be fewer."""

@@ -127,7 +127,7 @@ class S2PG(ProximalAgent):
             "learning_rate": learning_rate,
             "n_updates": state.num_updates + num_epochs,
         }
-        return self.descended(state.num_updates + num_epochs), metrics
+        return self.descended(state, num_epochs), metrics
 
     def descend(self, part: StatefulBatch, clip_ranges: tuple[float, float]) -> Log:
         """One step of descent on a minibatch."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from rlopt import archive
@@ -23,6 +24,7 @@ from rlopt.envs.base import Environments
 from rlopt.envs.vector import Backend
 from rlopt.evaluation import Evaluation, evaluate
 from rlopt.run_folder import RunFolder
+from rlopt.statistics import as_text
 from rlopt.video import check_mp4, frames_per_second, record_episode, write_mp4
 
 PROGRAM = "rlopt-evaluate"
@@ -178,11 +180,11 @@ def _write_video(agent: Agent, task: Task, settings: EvaluationSettings) -> None
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "episodes": len(evaluation.returns),
-        "mean_return": evaluation.mean,
-        "std_return": evaluation.std,
-        "median_return": evaluation.median,
-        "min_return": min(evaluation.returns),
-        "max_return": max(evaluation.returns),
+        "mean_return": np.asarray(evaluation.mean).tolist(),
+        "std_return": np.asarray(evaluation.std).tolist(),
+        "median_return": np.asarray(evaluation.median).tolist(),
+        "min_return": np.min(evaluation.returns, 0).tolist(),
+        "max_return": np.max(evaluation.returns, 0).tolist(),
         "mean_length": evaluation.mean_length,
     }
 
@@ -194,9 +196,9 @@ def _table(task: Task, evaluation: Evaluation, settings: EvaluationSettings) -> 
         "agent": str(task.file),
         "environment": task.env,
         "episodes": f"{len(returns)} {mode}",
-        "return": f"{evaluation.mean:.2f} ± {evaluation.std:.2f}",
-        "  median": f"{evaluation.median:.2f}",
-        "  min, max": f"{min(returns):.2f}, {max(returns):.2f}",
+        "return": f"{as_text(evaluation.mean)} ± {as_text(evaluation.std)}",
+        "  median": as_text(evaluation.median),
+        "  min, max": f"{as_text(np.min(returns, 0))}, {as_text(np.max(returns, 0))}",
         "length": f"{evaluation.mean_length:.1f} ({min(lengths)} to {max(lengths)})",
         **({} if settings.video is None else {"video": str(settings.video)}),
     }

@@ -1,4 +1,4 @@
-"""`rlopt-plot`: learning curves of run folders as a picture."""
+"""`rlopt-plot`: learning curves or Pareto fronts of run folders as a picture."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 
 from rlopt.cli.errors import bad_input_exits
 from rlopt.plotting import Statistic, draw, find_runs, read_run
+from rlopt.plotting_front import draw_fronts, find_archives, read_front
 
 PROGRAM = "rlopt-plot"
 DESCRIPTION = """Draw learning curves of run folders to a PNG file.
@@ -19,10 +20,14 @@ There is a panel for each environment and a curve for each algorithm. Runs of on
 as seeds: thin lines are single seeds, the thick one is their mean with a 95 % bootstrap band. With one seed, the band
 is the 95 % interval of the mean over the window.
 
+With --front, the picture shows the Pareto fronts that the runs saved, and of the other flags only --known, --out and
+--title count.
+
 Examples:
     rlopt-plot runs
     rlopt-plot runs/ppo/CartPole-v1/1 runs/ppo/CartPole-v1/2 --out cartpole.png
-    rlopt-plot runs --by learning_rate --window 20 --statistic iqm"""
+    rlopt-plot runs --by learning_rate --window 20 --statistic iqm
+    rlopt-plot runs --front --known treasures.csv --out front.png"""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,14 @@ class PlotSettings:
     """Settings of config.yaml that tell curves apart, besides the algorithm."""
     title: str | None = None
     """Above the picture."""
+    front: bool = False
+    """Draw the Pareto fronts of the runs, not their learning curves."""
+    known: Path | None = None
+    """With --front, the true front: a .csv file with a point a line, or a saved archive."""
 
 
 def plot_main(argv: Sequence[str] | None = None) -> None:
-    """Draw learning curves as the command line says.
+    """Draw learning curves or fronts as the command line says.
 
     Raises:
         SystemExit: 2 for bad input, after a message.
@@ -58,6 +67,14 @@ def plot_main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"window: expected a whole number of at least 1, got {settings.window}")
         if settings.out.suffix != ".png":
             raise ValueError(f"out: expected a name that ends in .png, got {str(settings.out)!r}")
+        if settings.known is not None and not settings.front:
+            raise ValueError("known: expected --front with it, as learning curves have no front")
+        if settings.front:
+            files = find_archives(settings.runs)
+            known = None if settings.known is None else read_front(settings.known)
+            draw_fronts(files, settings.out, known, settings.title)
+            print(f"{len(files)} front{'s' if len(files) > 1 else ''} → {settings.out}")
+            return
         runs = [read_run(folder, settings.by) for folder in find_runs(settings.runs)]
         draw(runs, settings.out, settings.window, settings.statistic, settings.title)
     print(f"{len(runs)} run{'s' if len(runs) > 1 else ''} → {settings.out}")

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from stable_baselines3.common.utils import safe_mean
 
 from rlopt.agents.base import Agent
+from rlopt.statistics import as_text
 
 
 class TrainingProgress(Progress):
@@ -19,17 +19,17 @@ class TrainingProgress(Progress):
         super().__init__(
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("return {task.fields[mean_return]:.4g}"),
+            TextColumn("return {task.fields[mean_return]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             refresh_per_second=4,
             disable=not enabled,
         )
-        self.add_task("training", total=total_timesteps, mean_return=float("nan"))
+        self.add_task("training", total=total_timesteps, mean_return="nan")
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
             task.completed = min(self.agent.num_timesteps, task.total or 0)
-            task.fields["mean_return"] = safe_mean([episode["r"] for episode in list(self.agent.ep_info_buffer)])
+            task.fields["mean_return"] = as_text(self.agent.statistics.mean_return, ".4g")
         yield from super().get_renderables()

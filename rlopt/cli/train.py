@@ -28,6 +28,7 @@ from rlopt.envs.facade import as_vec_env
 from rlopt.evaluation import Evaluation, evaluate
 from rlopt.logging import add_configuration, add_hyperparameters, add_video
 from rlopt.run_folder import EpisodeLog, RunFolder, create_run_folder
+from rlopt.statistics import as_text, by_objective
 from rlopt.video import frames_per_second, gif_bytes, record_episode
 
 PROGRAM = "rlopt-train"
@@ -100,6 +101,8 @@ def prepare(settings: Settings) -> Run:
     envs = training_envs(chosen.env, chosen.num_envs, chosen.backend, chosen.seed, **task)
     num_evaluation_envs = min(chosen.eval_episodes, MAX_EVALUATION_ENVS)
     evaluating = evaluation_envs(chosen.env, num_evaluation_envs, chosen.backend, chosen.seed + EVALUATION_SEED, **task)
+    if chosen.eval_freq and (envs.num_objectives or 1) > 1:
+        raise ValueError(f"eval_freq: expected 0, as {chosen.env} pays {envs.num_objectives} rewards: which model is best?")
     policy = suitable_policy(envs.encoder.space) if chosen.policy == "auto" else chosen.policy
     arguments = settings.constructor_arguments()
     policy_kwargs = with_classes(arguments.pop("policy_kwargs"))
@@ -127,11 +130,10 @@ def finish(run: Run, seconds: float, human: TextIO) -> None:
     agent.save(run.folder.model)
     evaluation = evaluate(agent, run.evaluation_envs, chosen.eval_episodes, seed=chosen.seed + EVALUATION_SEED)
     result = _result(run, evaluation, seconds)
-    outcomes = {
-        f"result/{key}": float(result[key])
-        for key in ("mean_return", "eval_mean_return", "eval_std_return", "steps_per_second")
-        if result[key] is not None
-    }
+    outcomes: dict[str, float] = {}
+    for key in ("mean_return", "eval_mean_return", "eval_std_return", "steps_per_second"):
+        if result[key] is not None:
+            outcomes |= by_objective(f"result/{key}", result[key])
     tuned = {"algo": chosen.algo, "env": chosen.env, "seed": chosen.seed, "num_envs": chosen.num_envs}
     add_hyperparameters(agent.logger, tuned | run.settings.constructor_arguments(), outcomes, agent.num_timesteps)
     if chosen.video:
@@ -180,16 +182,16 @@ def _add_video(run: Run) -> None:
 def _result(run: Run, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     """The JSON object; None where there is nothing to tell."""
     chosen, agent = run.settings.run, run.agent
-    returns = [episode["r"] for episode in agent.ep_info_buffer]
+    mean_return = np.asarray(agent.statistics.mean_return).tolist() if agent.ep_info_buffer else None
     return {
         "algo": chosen.algo,
         "env": chosen.env,
         "seed": chosen.seed,
         "env_steps": agent.num_timesteps,
         "episodes": agent.statistics.num_episodes,
-        "mean_return": float(np.mean(returns)) if returns else None,
-        "eval_mean_return": evaluation.mean,
-        "eval_std_return": evaluation.std,
+        "mean_return": mean_return,
+        "eval_mean_return": np.asarray(evaluation.mean).tolist(),
+        "eval_std_return": np.asarray(evaluation.std).tolist(),
         "seconds": round(seconds, 3),
         "steps_per_second": round(agent.num_timesteps / seconds, 1),
         "run_dir": str(run.folder.path),
@@ -206,11 +208,12 @@ def _headline(run: Run) -> str:
 def _summary(run: Run, result: dict[str, Any]) -> str:
     """What a person wants to know at the end, and what to do next."""
     window, episodes = len(run.agent.ep_info_buffer), run.settings.run.eval_episodes
-    training = f"{result['mean_return']:.2f} (last {window} of {result['episodes']})" if window else "no episode ended"
+    training = f"{as_text(result['mean_return'])} (last {window} of {result['episodes']})" if window else "no episode ended"
     folder = shlex.quote(str(run.folder.path))
     lines = {
         "training return": training,
-        "evaluation": f"{result['eval_mean_return']:.2f} ± {result['eval_std_return']:.2f} ({episodes} deterministic episodes)",
+        "evaluation": f"{as_text(result['eval_mean_return'])} ± {as_text(result['eval_std_return'])} "
+        f"({episodes} deterministic episodes)",
         "speed": f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s",
         "run folder": str(run.folder.path),
         "look": f"{_program('tensorboard')} --logdir {folder}",

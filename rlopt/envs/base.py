@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
+from rlopt.envs.reward_space import Announced
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder, map_arrays
 
 Info = dict[str, Any]
@@ -54,12 +55,22 @@ class Environments(ABC):
     restarts_rows = False
     monitored = False
     _reuse_warned = False
+    _announced = Announced()
+    _seen: int | None = None  # K of the rewards so far
 
     def __init__(self, num_envs: int, observation_space: spaces.Space, action_space: spaces.Space, name: str):
         self.num_envs = int(num_envs)  # of NumPy, it would make counters that JSON does not hold
         self.encoder = ObservationEncoder(observation_space)
         self.decoder = ActionDecoder(action_space)
         self.name = name
+
+    @property
+    def num_objectives(self) -> int | None:
+        """K, the rewards of one step: as the first step paid, before it as `reward_space` says; 1 for a number.
+
+        None where nothing is known before the first step, as of ordinary environments.
+        """
+        return self._announced.num_objectives if self._seen is None else self._seen
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> ArrayTree:
@@ -104,6 +115,40 @@ class Environments(ABC):
     def render(self) -> list[Any]:
         """A frame of each environment, or None where there is none."""
         return [None] * self.num_envs
+
+    def _checked_rewards(self, rewards: Array, num: int) -> Array:
+        """`check_rewards` of `num` environments, and that they are as many as before.
+
+        Raises:
+            EnvironmentFault: another shape, or another K than the environment announced or paid before.
+        """
+        rewards = check_rewards(rewards, num, self.name)
+        paid = 1 if rewards.ndim == 1 else rewards.shape[1]
+        if paid != self._seen:
+            self._check_objectives(paid)
+            self._seen = paid
+        return rewards
+
+    def _check_objectives(self, paid: int) -> None:
+        if self._seen is not None:
+            raise EnvironmentFault(f"{self.name}: a step paid {paid} rewards, the steps before it {self._seen}")
+        announced, binding = self._announced
+        if announced in (None, paid) or (paid == 1 and not binding):
+            return
+        raise EnvironmentFault(
+            f"{self.name}: a step paid {paid} reward{'s' if paid > 1 else ''}, its reward_space announces {announced}; a "
+            "wrapper that changes the number of rewards needs a reward_space of its own"
+        )
+
+    def _explained(self, error: Exception, inside: Any) -> EnvironmentFault | None:
+        """What to say of an error in a step of K rewards, which most containers and wrappers cannot hold; None of others."""
+        if (self.num_objectives or 1) < 2:
+            return None
+        return EnvironmentFault(
+            f"{self.name}: {type(inside).__name__} failed in a step whose environments pay {self.num_objectives} rewards "
+            f"({error}); most containers and wrappers of Gymnasium and Stable-Baselines3 hold one. Give rlopt the single "
+            "environments as a list of callables, without Monitor, or use MO-Gymnasium's MOSyncVectorEnv"
+        )
 
     def _warn_if_reused(self, step: Step) -> None:
         """An environment that reuses its array shows the reset observation as the final one; say so, once."""

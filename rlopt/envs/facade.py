@@ -20,12 +20,19 @@ def as_vec_env(envs: Environments, on_use: Callable[[], None] | None = None) -> 
     return envs.env if isinstance(envs, SB3Environments) else VecEnvFacade(envs, on_use)
 
 
+class VectorRewards(ValueError):
+    """What adds up single rewards was given environments that pay several."""
+
+
 class VecEnvFacade(DummyVecEnv):
     """SB3's interface over `Environments`: same-step resets, statistics of whole episodes in `infos`.
 
     It is a `DummyVecEnv` by type only, so that `EvalCallback` does not warn that training and evaluation
     environments are of different kinds; nothing of that class is used. Where environments reset on the next step, an
     ended episode is followed by one row that resets: reward 0, not done, not counted in the episode's statistics.
+
+    Rewards of K objectives come as [N, K] and `info["episode"]["r"]` as a list of K. SB3's `evaluate_policy`, which adds
+    up numbers, is stopped with a `VectorRewards` error that names `rlopt.evaluate`.
     """
 
     def __init__(self, envs: Environments, on_use: Callable[[], None] | None = None):
@@ -37,6 +44,7 @@ class VecEnvFacade(DummyVecEnv):
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, np.int64)
         self._pending = np.zeros(envs.num_envs, bool)
+        self._asked_by_evaluation = False
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         self._seed_value = fresh_seed() if seed is None else seed
@@ -47,7 +55,7 @@ class VecEnvFacade(DummyVecEnv):
             self._on_use()
         observations = self.environments.encoder.decode(self.environments.reset(self._seed_value))
         self._seed_value = None
-        self._returns[:] = 0.0
+        self._returns = np.zeros(self.num_envs)
         self._lengths[:] = 0
         self._pending[:] = False
         return observations
@@ -60,8 +68,11 @@ class VecEnvFacade(DummyVecEnv):
     def step_wait(self) -> Any:
         step = self.environments.step(self.actions)
         done = (step.terminated | step.truncated) & ~self._pending
-        rewards = np.where(self._pending, 0.0, step.rewards)
-        self._returns += rewards
+        rewards = np.where(self._pending if step.rewards.ndim == 1 else self._pending[:, None], 0.0, step.rewards)
+        if rewards.ndim > 1:
+            self._refuse_evaluation()
+        self._asked_by_evaluation = False
+        self._returns = self._returns + rewards if self._returns.ndim == rewards.ndim else rewards.copy()
         self._lengths += ~self._pending
         infos = [dict(info) for info in step.infos]
         final = {int(row): i for i, row in enumerate(step.final_rows)}
@@ -70,11 +81,19 @@ class VecEnvFacade(DummyVecEnv):
             infos[row]["terminal_observation"] = self.environments.encoder.decode(_row(source, index))
             infos[row]["TimeLimit.truncated"] = bool(step.truncated[row] and not step.terminated[row])
             if not self.environments.monitored:
-                infos[row]["episode"] = {"r": float(self._returns[row]), "l": int(self._lengths[row]), "t": 0.0}
+                infos[row]["episode"] = {"r": self._returns[row].tolist(), "l": int(self._lengths[row]), "t": 0.0}
             self._returns[row], self._lengths[row] = 0.0, 0
         if self.environments.resets_on_next_step:
             self._pending = done
         return self.environments.encoder.decode(step.observations), rewards.astype(np.float32), done, infos
+
+    def _refuse_evaluation(self) -> None:
+        if self._asked_by_evaluation:
+            self._asked_by_evaluation = False
+            raise VectorRewards(
+                f"env: {self.environments.name} pays {self.environments.num_objectives} rewards a step; Stable-Baselines3's "
+                "evaluate_policy and EvalCallback add up one; use rlopt.evaluate, whose returns are vectors"
+            )
 
     def close(self) -> None:
         self.environments.close()
@@ -103,6 +122,10 @@ class VecEnvFacade(DummyVecEnv):
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
         """Whether the environments are wrapped; True for `Monitor`, whose account this class gives."""
         rows = list(self._get_indices(indices))
+        if wrapper_class is Monitor:  # the first question of SB3's `evaluate_policy`
+            self._asked_by_evaluation = True
+            if (self.environments.num_objectives or 1) > 1:
+                self._refuse_evaluation()
         if wrapper_class is Monitor or not self.envs:
             return [wrapper_class is Monitor for _ in rows]
         return super().env_is_wrapped(wrapper_class, rows)

@@ -22,7 +22,10 @@ class FiniteHorizonVectorEnv(VectorEnv):
 
     Attributes:
         states: [N, *state], the current states; observations are made from them.
+        reward_space: of K rewards, shape (K,); None for one.
     """
+
+    reward_space: spaces.Box | None = None
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012
 
@@ -91,6 +94,7 @@ class SingleCopy(gym.Env[Any, Any]):
         self.vector_env = vector_env
         self.observation_space = vector_env.single_observation_space
         self.action_space = vector_env.single_action_space
+        self.reward_space = vector_env.reward_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, check_rewards
+from rlopt.envs.base import EnvironmentFault, Environments, Info, Step
+from rlopt.envs.reward_space import announced_objectives
 from rlopt.envs.spaces import Array, ArrayTree, map_arrays, stack_observations
 
 
@@ -68,6 +69,7 @@ class GymnasiumEnvironments(Environments):
             )
         name = getattr(env.spec, "id", None) or type(env).__name__
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, name)
+        self._announced = announced_objectives(env)
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         observations, _ = self.env.reset(seed=seed)
@@ -75,8 +77,13 @@ class GymnasiumEnvironments(Environments):
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         del active  # a vector environment steps all of its environments
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        rewards = check_rewards(np.array(rewards, np.float64), self.num_envs, self.name)
+        try:
+            observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        except (TypeError, ValueError) as error:
+            if (fault := self._explained(error, self.env)) is None:
+                raise
+            raise fault from error
+        rewards = self._checked_rewards(np.array(rewards, np.float64), self.num_envs)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         encoded = self._copied(observations)
         readable = VectorInfos(infos, self.num_envs)

@@ -27,12 +27,12 @@ class LinearQuadraticVectorEnv(FiniteHorizonVectorEnv):
 
     def __init__(self, problem: LinearQuadratic, num_envs: int = 1):
         observations = spaces.Box(-np.inf, np.inf, (problem.num_states,), np.float32)
-        super().__init__(num_envs, problem.horizon, observations, _unbounded(problem.num_actions))
+        super().__init__(num_envs, problem.horizon, observations, unbounded_actions(problem.num_actions))
         self.problem = problem
         self._matrices = [matrix.detach().numpy() for matrix in (problem.A, problem.B, problem.Q, problem.R)]
         self._initial_mean = problem.initial_mean.detach().numpy()
-        self._initial_factor = _factor(problem.initial_covariance)
-        self._noise_factor = _factor(problem.noise_covariance)
+        self._initial_factor = covariance_factor(problem.initial_covariance)
+        self._noise_factor = covariance_factor(problem.noise_covariance)
 
     def _first_states(self, num: int) -> Array:
         return self._initial_mean + self.np_random.standard_normal((num, self.problem.num_states)) @ self._initial_factor.T
@@ -56,7 +56,7 @@ class GaussianBanditVectorEnv(FiniteHorizonVectorEnv):
     """
 
     def __init__(self, bandit: GaussianBandit, num_envs: int = 1):
-        super().__init__(num_envs, 1, spaces.Box(-np.inf, np.inf, (1,), np.float32), _unbounded(1))
+        super().__init__(num_envs, 1, spaces.Box(-np.inf, np.inf, (1,), np.float32), unbounded_actions(1))
         self.bandit = bandit
 
     def _first_states(self, num: int) -> Array:
@@ -90,11 +90,12 @@ def gaussian_bandit_env(**kwargs: Any) -> SingleCopy:
     return SingleCopy(gaussian_bandit_envs(1, **kwargs))
 
 
-def _unbounded(num_actions: int) -> spaces.Box:
+def unbounded_actions(num_actions: int) -> spaces.Box:
+    """Actions [m] that no bound clips."""
     return spaces.Box(-ACTION_LIMIT, ACTION_LIMIT, (num_actions,), np.float32)
 
 
-def _factor(covariance: Tensor) -> Array:
+def covariance_factor(covariance: Tensor) -> Array:
     """L with L Lᵀ = covariance, which may be singular."""
     variances, axes = torch.linalg.eigh(covariance.detach())
     return (axes * variances.clamp(min=0).sqrt()).numpy()

@@ -50,7 +50,7 @@ class AsyncEnvironments(Environments):
         if any(pair != spaces[0] for pair in spaces):
             self.close()
             raise ValueError(f"env: the environments differ in their spaces: {spaces}")
-        observation_space, action_space, self.monitored = spaces[0]
+        observation_space, action_space, self.monitored, self._announced = spaces[0]
         super().__init__(len(factories), observation_space, action_space, name)
         self.run_seed = 0
         self.episodes = np.zeros(self.num_envs, np.int64)
@@ -76,6 +76,8 @@ class AsyncEnvironments(Environments):
             arguments = [(*given, share) for given, share in zip(arguments, shares, strict=True)]
         parts: list[Step] = self._ask("step", arguments, asked)
         rows = [row for share, used in zip(self._shares, asked, strict=True) if used for row in share]
+        for part in parts:
+            self._checked_rewards(part.rewards, len(part.rewards))
         step = _joined(parts)
         self.episodes[[rows[row] for row in step.final_rows]] += 1
         return step if all(asked) else spread(step, rows, self.num_envs)
@@ -202,7 +204,7 @@ def _serve(pipe: Connection, payload: bytes, first_index: int, name: str) -> Non
     try:
         # The payload comes from the parent process through its own pipe, never from a file.
         envs = SyncEnvironments(cloudpickle.loads(payload), first_index, name)
-        pipe.send((None, (envs.encoder.raw_space, envs.decoder.raw_space, envs.monitored)))
+        pipe.send((None, (envs.encoder.raw_space, envs.decoder.raw_space, envs.monitored, envs._announced)))
         while True:
             method, args = pipe.recv()
             if method == "close":

@@ -10,6 +10,11 @@ ENTRY_POINTS = {
     "rlopt/RandomMDP-v0": ("rlopt.envs.tabular_vector:random_mdp_env", "rlopt.envs.tabular_vector:random_mdp_envs"),
     "rlopt/Grid-v0": ("rlopt.envs.tabular_vector:grid_env", "rlopt.envs.tabular_vector:grid_envs"),
     "rlopt/LQR-v0": ("rlopt.envs.linear_quadratic_vector:point_mass_env", "rlopt.envs.linear_quadratic_vector:point_mass_envs"),
+    "rlopt/MultiObjectiveLQR-v0": (
+        "rlopt.envs.multi_objective_lqr:crossed_costs_env",
+        "rlopt.envs.multi_objective_lqr:crossed_costs_envs",
+    ),
+    "rlopt/Queues-v0": ("rlopt.envs.queues:queues_env", "rlopt.envs.queues:queues_envs"),
     "rlopt/GaussianBandit-v0": (
         "rlopt.envs.linear_quadratic_vector:gaussian_bandit_env",
         "rlopt.envs.linear_quadratic_vector:gaussian_bandit_envs",

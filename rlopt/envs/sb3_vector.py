@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
-from rlopt.envs.base import EnvironmentFault, Environments, Step, check_rewards
+from rlopt.envs.base import EnvironmentFault, Environments, Step
+from rlopt.envs.reward_space import announced_objectives
 from rlopt.envs.spaces import Array, ArrayTree, map_arrays, stack_observations
 
 
@@ -21,6 +22,7 @@ class SB3Environments(Environments):
         self._closed = False
         self.monitored = is_vecenv_wrapped(env, VecMonitor) or all(env.env_is_wrapped(Monitor))
         super().__init__(env.num_envs, env.observation_space, env.action_space, type(env.unwrapped).__name__)
+        self._announced = announced_objectives(env)
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         if seed is not None:
@@ -29,8 +31,15 @@ class SB3Environments(Environments):
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         del active  # a VecEnv steps all of its environments
-        observations, rewards, dones, infos = self.env.step(actions)
-        rewards = check_rewards(np.array(rewards, np.float64), self.num_envs, self.name)
+        try:
+            observations, rewards, dones, infos = self.env.step(actions)
+        except (TypeError, ValueError) as error:
+            if (fault := self._explained(error, self.env)) is None:
+                raise
+            raise fault from error
+        rewards = self._checked_rewards(np.array(rewards, np.float64), self.num_envs)
+        if rewards.ndim > 1:
+            self._refuse_vec_normalize()
         dones = np.array(dones, bool)
         encoded = self._copied(observations)
         if not dones.any():
@@ -65,6 +74,15 @@ class SB3Environments(Environments):
 
     def render(self) -> list[Any]:
         return list(self.env.get_images())
+
+    def _refuse_vec_normalize(self) -> None:
+        """It adds K rewards to one return, which broadcasts to nonsense for some N and K instead of failing."""
+        normalizer = unwrap_vec_normalize(self.env)
+        if normalizer is not None and (normalizer.training or normalizer.norm_reward):
+            raise EnvironmentFault(
+                f"{self.name}: VecNormalize is for one reward, the environments pay {self.num_objectives}; leave it out and "
+                "give the agent normalize_observations=True and normalize_rewards=True"
+            )
 
     def _copied(self, observations: Any) -> ArrayTree:
         return map_arrays(np.array, self.encoder(observations))

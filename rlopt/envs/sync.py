@@ -10,7 +10,8 @@ import numpy as np
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
-from rlopt.envs.base import Environments, Info, Step, check_rewards, episode_seed, fresh_seed, spread
+from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, episode_seed, fresh_seed, spread
+from rlopt.envs.reward_space import announced_objectives
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, stack_observations
 
 EnvFactory = Callable[[], gym.Env]
@@ -36,6 +37,7 @@ class SyncEnvironments(Environments):
         first = self.envs[0]
         super().__init__(len(self.envs), first.observation_space, first.action_space, name)
         self.monitored = all(is_wrapped(env, Monitor) for env in self.envs)
+        self._announced = announced_objectives(first)
         self.first_index = first_index
         self.run_seed = fresh_seed()
         self.episodes = np.zeros(self.num_envs, np.int64)
@@ -57,17 +59,23 @@ class SyncEnvironments(Environments):
         finals = []
         infos: list[Info] = [{}] * len(stepped)
         for row, index in enumerate(stepped):
-            observation, reward, over, cut, infos[row] = self.envs[index].step(actions[index])
+            try:
+                observation, reward, over, cut, infos[row] = self.envs[index].step(actions[index])
+            except (TypeError, ValueError) as error:
+                if (fault := self._explained(error, self.envs[index])) is None:
+                    raise
+                raise fault from error
             rewards.append(reward)
             if over or cut:
                 terminated[row], truncated[row] = over, cut
                 final_rows.append(row)
+                rewards[row] = np.array(reward)  # the reset may reuse its array too
                 finals.append(self._encode([observation]))  # copied before the reset, which may reuse its array
                 observation = self._begin_episode(index)
             observations.append(observation)
         step = Step(
             self._encode(observations),
-            check_rewards(np.asarray(rewards, np.float64), len(stepped), self.name),
+            self._checked_rewards(self._joined_rewards(rewards), len(stepped)),
             terminated,
             truncated,
             final_rows,
@@ -105,6 +113,14 @@ class SyncEnvironments(Environments):
 
     def render(self) -> list[Any]:
         return [None if env.render_mode is None else env.render() for env in self.envs]
+
+    def _joined_rewards(self, rewards: list[Any]) -> Array:
+        """Rewards [n] or [n, K], float64, of n environments."""
+        try:
+            return np.asarray(rewards, np.float64)
+        except (TypeError, ValueError) as error:
+            shapes = sorted({np.shape(reward) for reward in rewards})
+            raise EnvironmentFault(f"{self.name}: rewards are not numbers, or their shapes differ: {shapes}") from error
 
     def _begin_episode(self, index: int) -> Any:
         seed = episode_seed(self.run_seed, self.first_index + index, int(self.episodes[index]))

@@ -26,6 +26,8 @@ class TabularVectorEnv(FiniteHorizonVectorEnv):
         super().__init__(num_envs, mdp.horizon, spaces.Discrete(mdp.num_states), spaces.Discrete(mdp.num_actions))
         self.mdp = mdp
         self._rewards, self._terminal = mdp.rewards.detach().numpy(), mdp.terminal.numpy()
+        if self._rewards.ndim > 2:
+            self.reward_space = spaces.Box(-np.inf, np.inf, self._rewards.shape[2:], np.float32)
         self._first = cumulative_rows(mdp.initial[None]).numpy()
         self._next = cumulative_rows(mdp.transitions.flatten(0, 1)).numpy()
 

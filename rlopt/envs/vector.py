@@ -29,10 +29,28 @@ EXTRAS = {
     "ale_py": "atari",
     "envpool": "envpool",
     "popgym": "pomdp",
+    "mo_gymnasium": "mo",
 }
 
 # Packages that register their ids when they are imported, by how the ids begin.
-REGISTERED_BY = {"ALE/": "ale_py", "popgym-": "popgym"}
+REGISTERED_BY = {
+    "ALE/": "ale_py",
+    "popgym-": "popgym",
+    **dict.fromkeys(
+        (
+            "mo-",
+            "breakable-bottles-",
+            "deep-sea-treasure-",
+            "fishwood-",
+            "four-room-",
+            "fruit-tree-",
+            "minecart-",
+            "resource-gathering-",
+            "water-reservoir-",
+        ),
+        "mo_gymnasium",
+    ),
+}
 
 
 def make_envs(
@@ -135,6 +153,8 @@ def make_env(env_id: str, render_mode: str | None = None, **kwargs: Any) -> gym.
             with warnings.catch_warnings():
                 if render_mode is None:  # nobody asked for frames: no word about environments that have none
                     warnings.filterwarnings("ignore", ".*not in the possible render_modes")
+                if str(spec.entry_point).startswith("mo_gymnasium."):  # its reward spaces are made of float64 numbers
+                    warnings.filterwarnings("ignore", ".*precision lowered by casting")
                 return gym.make(spec, render_mode=render_mode or "rgb_array", disable_env_checker=True, **kwargs)
         except TypeError:  # an environment without a render mode
             return gym.make(spec, disable_env_checker=True, **kwargs)
@@ -151,11 +171,11 @@ def find_spec(env_id: str) -> Any:
     """
     module, _, name = env_id.rpartition(":")
     try:
-        for beginning, package in REGISTERED_BY.items():
-            if name.startswith(beginning):
-                gym.register_envs(importlib.import_module(package))
         if module:
             importlib.import_module(module)  # it registers its ids
+        for beginning, package in REGISTERED_BY.items():
+            if name.startswith(beginning) and name not in gym.registry:
+                gym.register_envs(importlib.import_module(package))
         return gym.spec(name)
     except ImportError as error:
         raise missing_extra(env_id, error) from error

@@ -26,6 +26,10 @@ class EnvironmentsWrapper(Environments):
         self.restarts_rows = envs.restarts_rows
         self.monitored = envs.monitored
 
+    @property
+    def num_objectives(self) -> int | None:
+        return self.envs.num_objectives
+
     def reset(self, seed: int | None = None) -> ArrayTree:
         return self.envs.reset(seed)
 

@@ -40,6 +40,7 @@ from rlopt.estimators.returns import (
     importance_weights,
     mean_of_others,
     occupancy,
+    return_differences,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "pessimistic_value_loss",
     "pessimistic_value_loss_slope",
     "policy_gradient",
+    "return_differences",
     "returns_to_go",
     "reward_to_go",
     "signal_to_noise",

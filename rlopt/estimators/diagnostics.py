@@ -22,11 +22,12 @@ def clip_fraction(log_ratio: Tensor, clip_range: float) -> Tensor:
 def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
     """1 − Var(target − v) / Var(target); scalar, NaN where the targets do not vary.
 
-    1 is a perfect critic, 0 is as good as a constant, below 0 is worse than one. Inputs are [S'], valid rows only.
+    1 is a perfect critic, 0 is as good as a constant, below 0 is worse than one. Inputs are [S'], or [S', K] for the mean
+    over K objectives; valid rows only.
     """
-    variance = targets.var(correction=0)
-    ratio = (targets - values).var(correction=0) / variance
-    return torch.where(variance == 0, torch.full_like(variance, torch.nan), 1.0 - ratio)
+    variance = targets.var(0, correction=0)
+    ratio = (targets - values).var(0, correction=0) / variance
+    return torch.where(variance == 0, torch.full_like(variance, torch.nan), 1.0 - ratio).mean()
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:

@@ -83,6 +83,21 @@ def discounted_return(rewards: Tensor, gamma: float, weights: Tensor | None = No
     return (discount_powers(gamma, rewards) * rewards).sum(0)
 
 
+def return_differences(rewards: Tensor, gamma: float, weights: Tensor, control: bool = True) -> Tensor:
+    """Σ_t γ^t (1 − ω_t)(r_t − r̄_t) of every episode, [N] or [N, K]: its mean estimates J(behaviour) − J(target).
+
+    Args:
+        rewards: [T, N] or [T, N, K], 0 on padding.
+        gamma: γ in [0, 1].
+        weights: `importance_weights` [T, N].
+        control: r̄_t is the mean of the other episodes' rewards at t, those that are over included, as E[1 − ω_t] = 0 holds
+            for all episodes together and not for those that last; else r̄ = 0.
+    """
+    if control and rewards.shape[1] > 1:
+        rewards = rewards - (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+    return discounted_return(rewards, gamma, 1.0 - weights)
+
+
 def occupancy(
     states: Tensor,
     actions: Tensor,

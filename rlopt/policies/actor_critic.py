@@ -68,7 +68,7 @@ class ActorCritic(nn.Module):
         return self.distribution_of(head), values
 
     def heads(self, observations: Observations) -> tuple[Tensor, Tensor]:
-        """What the networks put out: the action head [B, ·] (logits or a mean) and the values [B]."""
+        """What the networks put out: the action head [B, ·] (logits or a mean) and the values [B], or [B, K]."""
         policy = self.policy
         features: Any = policy.extract_features(observations)
         if policy.share_features_extractor:
@@ -89,7 +89,7 @@ class ActorCritic(nn.Module):
         return policy.action_net(policy.mlp_extractor.forward_actor(features))
 
     def critic(self, observations: Observations) -> Tensor:
-        """v(s), [B]."""
+        """v(s), [B], or [B, K] with K objectives."""
         policy = self.policy
         features = super(ActorCriticPolicy, policy).extract_features(observations, policy.vf_features_extractor)
         return policy.value_net(policy.mlp_extractor.forward_critic(features)).squeeze(-1)
@@ -174,11 +174,12 @@ def make_policy(
     action_space: spaces.Space,
     learning_rate: float,
     policy_kwargs: dict[str, Any],
+    num_values: int = 1,
 ) -> ActorCriticPolicy:
     """An SB3 policy on the CPU, initialised from torch's global generator as SB3 does it.
 
     Takes all of SB3's `policy_kwargs` except gSDE's, and `squash_output=True` for a tanh-squashed Gaussian on a Box
-    with finite bounds. The caller's dictionaries are copied.
+    with finite bounds. The caller's dictionaries are copied. The critic has `num_values` outputs, one for each objective.
 
     Raises:
         ValueError: gSDE arguments, a squashed policy where there is nothing to squash, an unknown keyword.
@@ -210,6 +211,12 @@ def make_policy(
     if squash:
         module.action_dist = SquashedDiagGaussianDistribution(int(np.prod(played.shape or ())))
         module._squash_output = True
+    if num_values > 1:
+        module.value_net = nn.Linear(module.value_net.in_features, num_values)
+        if module.ortho_init:
+            module.init_weights(module.value_net, gain=1.0)
+        optimizer = kwargs["optimizer_class"](module.parameters(), lr=learning_rate, **optimizer_kwargs)
+        module.optimizer = optimizer
     module.optimizer_class, module.optimizer_kwargs = optimizer_class, optimizer_kwargs
     module.set_training_mode(False)
     return module

@@ -42,7 +42,7 @@ def same(first, second):
 
 def test_the_name_in_the_table_is_the_class_in_lower_case():
     for name, algorithm in ALGORITHMS.items():
-        assert name.removeprefix("n-") == algorithm.__name__.lower()
+        assert name.removeprefix("n-").replace("-", "") == algorithm.__name__.lower()
         assert issubclass(algorithm, Agent)
 
 
