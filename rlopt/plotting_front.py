@@ -165,7 +165,6 @@ def _in_space(figure: Figure, sets: list[PointSet], known: Floats | None, names:
     for each_axis in (axis.xaxis, axis.yaxis, axis.zaxis):
         each_axis.labelpad = 8.0
         each_axis.set_major_locator(MaxNLocator(5))
-    axis.set_box_aspect(None, zoom=0.85)  # else the layout cuts the label of the third axis
     axis.legend(frameon=False, fontsize="small", loc="upper left")
 
 

@@ -93,6 +93,17 @@ def test_a_capacity_keeps_more_volume_than_taking_the_first():
     assert hypervolume(filled(points, reference=(0, 0), capacity=8).points, (0, 0)) > hypervolume(points[:8], (0, 0)) + 0.02
 
 
+def test_the_front_of_deep_sea_treasure_is_kept_whole_and_has_its_hypervolume():
+    front = list(zip((0.7, 8.2, 11.5, 14, 15.1, 16.1, 19.6, 20.3, 22.4, 23.7), (-1, -3, -5, -7, -8, -9, -13, -14, -17, -19)))
+    worse = [(treasure - lost, time - late) for treasure, time in front for lost, late in ((0, 1), (0.1, 0), (3, 3))]
+    offered = np.random.default_rng(0).permutation([*worse, *front, *front])
+    archive = filled(offered, reference=(0, -50))
+    assert rows(archive.points) == front
+    assert hypervolume(archive.points, archive.reference) == pytest.approx(994.3, abs=1e-9)
+    negated = filled(-offered)  # what minimises keeps another set
+    assert rows(-negated.points) != front
+
+
 def test_of_equal_contributions_the_newest_leaves():
     archive = filled([(1.0, 3.0), (3.0, 1.0)], reference=(5.0, 5.0), capacity=2)
     assert archive.add((2.0, 2.0)) is False

@@ -32,8 +32,8 @@ def texts(figure):
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_names_points_and_the_known_front_are_shown_and_nothing_is_cut_off(size):
-    points = np.random.default_rng(0).normal(size=(20, size)) * 1000.0
-    names = [f"quantity {k}" for k in range(size)]
+    points = np.random.default_rng(0).normal(size=(20, size)) * 1e5
+    names = [f"quantity {k}" + ("\nin its unit" if size != 3 else "") for k in range(size)]
     figure = front_figure([PointSet("mine", points), PointSet("other", points[:1])], points + 1.0, names, "A title")
     figure.set_canvas(FigureCanvasAgg(figure))
     figure.canvas.draw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -60,7 +61,7 @@ class MultiObjectiveAgent(EpisodicAgent):
         policy: str | type[ActorCriticPolicy],
         env: Any = None,
         *,
-        utility: Any = "identity",
+        utility: str | Sequence[float] | VectorUtility | Callable[[Tensor], Tensor] = "identity",
         ent_coef: IterationScheduleLike = 0.0,
         **common: Any,
     ):
@@ -78,7 +79,12 @@ class MultiObjectiveAgent(EpisodicAgent):
 
     def returns(self, rollout: Rollout) -> Tensor:
         """R⃗(τ) = Σ_t γ^t r⃗_t of every episode, [N, K]."""
-        return discounted_return(rollout.vector_rewards(), self.gamma)
+        returns = discounted_return(rollout.vector_rewards(), self.gamma)
+        if self._utility.num_objectives not in (None, returns.shape[-1]):
+            raise ValueError(
+                f"env: it pays {returns.shape[-1]} rewards a step, and the utility is one of {self._utility.num_objectives}"
+            )
+        return returns
 
     def judged(self, objectives: Tensor, state: MultiObjectiveState) -> tuple[Tensor, Tensor, Tensor]:
         """f(J), c = ∇f(proj J) [K], and what the multipliers of constraints become at J."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from rlopt.estimators import (
     value_loss,
 )
 from rlopt.logging import Metrics
+from rlopt.objectives import VectorUtility
 from rlopt.policies.stateful import MemoryName
 from rlopt.presets import with_preset
 from rlopt.rollout import Rollout
@@ -126,7 +128,7 @@ class PPO(ProximalAgent):
         carry_reward_returns: bool = False,
         memory: MemoryName | None = None,
         memory_size: int = 16,
-        utility: Any = None,
+        utility: str | Sequence[float] | VectorUtility | Callable[[Tensor], Tensor] | None = None,
         num_objectives: int | None = None,
     ):
         if use_sde or sde_sample_freq != -1:
@@ -191,7 +193,9 @@ class PPO(ProximalAgent):
         """What the objectives' advantages are multiplied by, [K] or [T, N, K]; None if there is one reward."""
         if self._weighing is None:
             return state, None, {}
-        assert self.num_objectives is not None
+        rewards = rollout.vector_rewards().shape[-1]
+        if rewards != self.num_objectives:
+            raise ValueError(f"env: it pays {rewards} rewards a step, and the utility is one of {self.num_objectives}")
         known = Objectives(recent_returns(self.statistics, self.num_objectives, state.objectives), state.multipliers)
         weights, known, metrics = self._weighing.weights(known, rollout)
         state = state._replace(objectives=known.returns, multipliers=known.multipliers)

@@ -174,7 +174,8 @@ def find_spec(env_id: str) -> Any:
         if module:
             importlib.import_module(module)  # it registers its ids
         for beginning, package in REGISTERED_BY.items():
-            if name.startswith(beginning) and name not in gym.registry:
+            known = gym.registry.get(name)  # perhaps as a user's own
+            if name.startswith(beginning) and (known is None or package in str(known.entry_point)):
                 gym.register_envs(importlib.import_module(package))
         return gym.spec(name)
     except ImportError as error:
