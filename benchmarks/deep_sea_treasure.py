@@ -14,14 +14,13 @@ pip install 'rlopt[mo]'.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from curves import run_all, stored, with_interval
 
 RESULTS = Path(__file__).parent / "results" / "deep_sea_treasure.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "deep_sea_treasure.png"
@@ -75,10 +74,7 @@ class ExactReturns:
         self.observations = np.array(cells, np.float32)
         self.treasure = np.array([max(float(sea.sea_map[cell]), 0.0) for cell in cells])
         self.following = np.array(
-            [
-                [index.get((r + int(sea.dir[a][0]), c + int(sea.dir[a][1])), index[r, c]) for a in range(4)]
-                for r, c in cells
-            ]
+            [[index.get((r + int(sea.dir[a][0]), c + int(sea.dir[a][1])), index[r, c]) for a in range(4)] for r, c in cells]
         )
 
     def __call__(self, agent: Any, theta: Any) -> np.ndarray:
@@ -135,11 +131,6 @@ def train(job: Job) -> dict[str, Any]:
     }
 
 
-def stored() -> list[dict[str, Any]]:
-    """All results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def best(results: list[dict[str, Any]], method: str) -> str | None:
     """The setting whose tuning seeds have the largest mean of the last third of the run."""
     means = {}
@@ -150,20 +141,6 @@ def best(results: list[dict[str, Any]], method: str) -> str | None:
     return max(means, key=lambda v: means[v]) if len(means) == len(METHODS[method][3]) else None
 
 
-def interquartile_mean(values: np.ndarray) -> float:
-    """The mean of the middle half, fractional weights at its ends."""
-    ordered, n = np.sort(values), len(values)
-    edges = np.clip(np.arange(n + 1) / n, 0.25, 0.75)
-    return float((np.diff(edges) * ordered).sum() / 0.5)
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the interquartile mean."""
-    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-    low, high = np.percentile([interquartile_mean(values[draw]) for draw in draws], [2.5, 97.5])
-    return float(low), float(high)
-
-
 def summary() -> None:
     """The table and the plot."""
     import matplotlib
@@ -171,10 +148,12 @@ def summary() -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    results = stored()
+    results = stored(RESULTS)
     figure, axis = plt.subplots(figsize=(7.5, 4.4))
     steps = np.arange(1, MARKS + 1) * BUDGET / MARKS
-    print(f"| method | setting | seeds | f at half | f at the end [95 %] | seeds ≥ {GOOD} at the end | ever | ≥ 14.0 at the end |")
+    print(
+        f"| method | setting | seeds | f at half | f at the end [95 %] | seeds ≥ {GOOD} at the end | ever | ≥ 14.0 at the end |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for method, (_, _, tuned, _) in METHODS.items():
         value = best(results, method)
@@ -182,15 +161,14 @@ def summary() -> None:
         if not rows:
             continue
         scores = np.array([r["scores"] for r in rows])
-        low, high = interval(scores[:, -1])
+        middle, low, high = with_interval(scores[:, -1])
         above, ever, perfect = (scores[:, -1] >= GOOD).sum(), (scores >= GOOD).any(1).sum(), (scores[:, -1] >= 14.0).sum()
-        end = f"{interquartile_mean(scores[:, -1]):.3f} [{low:.3f}, {high:.3f}]"
-        half = f"{interquartile_mean(scores[:, MARKS // 2 - 1]):.3f}"
+        end = f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+        half = f"{with_interval(scores[:, MARKS // 2 - 1])[0]:.3f}"
         print(f"| {method} | {tuned} {value} | {len(rows)} | {half} | {end} | {above} | {ever} | {perfect} |")
-        middle = [interquartile_mean(column) for column in scores.T]
-        bounds = np.array([interval(column) for column in scores.T])
-        (line,) = axis.plot(steps, middle, label=method)
-        axis.fill_between(steps, bounds[:, 0], bounds[:, 1], color=line.get_color(), alpha=0.12, linewidth=0)
+        middles, lows, highs = np.array([with_interval(column, 300) for column in scores.T]).T
+        (line,) = axis.plot(steps, middles, label=method)
+        axis.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.12, linewidth=0)
     axis.axhline(OPTIMUM, color="black", linestyle=":", linewidth=1)
     axis.text(BUDGET, OPTIMUM + 0.01, "optimum 14.0253 at (23.7, −19)", ha="right", va="bottom", fontsize=8)
     axis.set(xlabel="environment steps", ylabel="exact f(J(θ)), IQM and 95 % interval", ylim=(13.0, 14.12), xlim=(0, BUDGET))
@@ -200,6 +178,12 @@ def summary() -> None:
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, dpi=120)
     print(f"\n{PICTURE}")
+
+
+def said(result: dict[str, Any]) -> str:
+    """A run in one line."""
+    scores = " ".join(f"{score:.2f}" for score in result["scores"])
+    return f"{[result[name] for name in Job._fields]} {scores} {result['seconds']} s"
 
 
 def main() -> None:
@@ -213,7 +197,7 @@ def main() -> None:
     if arguments.command == "summary":
         summary()
         return
-    results = stored()
+    results = stored(RESULTS)
     jobs = []
     for method in arguments.methods:
         if arguments.command == "tune":
@@ -223,15 +207,7 @@ def main() -> None:
         else:
             print(f"{method}: not tuned yet")
     done = {tuple(r[name] for name in Job._fields) for r in results}
-    todo = [job for job in jobs if job not in done]
-    print(f"{len(todo)} runs to do", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=10) as pool:
-        for number, result in enumerate(pool.imap_unordered(train, todo), 1):
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            shown = " ".join(f"{score:.2f}" for score in result["scores"])
-            print(f"{number}/{len(todo)}", *(result[name] for name in Job._fields), shown, f"{result['seconds']} s", flush=True)
+    run_all(RESULTS, train, [job for job in jobs if job not in done], arguments.workers, said)
 
 
 if __name__ == "__main__":

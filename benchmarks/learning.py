@@ -14,8 +14,6 @@ What is done already is not done again: both commands append to benchmarks/resul
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from curves import interquartile_mean, run_all, stored, with_interval
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learning.png"
@@ -124,11 +123,6 @@ def train(job: Job) -> dict[str, Any]:
     }
 
 
-def stored() -> list[dict[str, Any]]:
-    """All results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def best_step_sizes(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
     """(environment, method) -> the step size with the highest mean return over the second half of the tuning runs."""
     means: dict[tuple[str, str], dict[float, list[float]]] = {}
@@ -141,7 +135,7 @@ def best_step_sizes(results: list[dict[str, Any]]) -> dict[tuple[str, str], floa
 
 def jobs(purpose: str, envs: list[str], methods: list[str], num_seeds: int, step_size: float | None) -> Iterator[Job]:
     """What is still to be done, seed by seed; at the best step sizes of tuning if none is given."""
-    results = stored()
+    results = stored(RESULTS)
     done = {tuple(r[field] for field in Job._fields) for r in results}
     best = best_step_sizes(results)
     for env in envs:
@@ -152,24 +146,9 @@ def jobs(purpose: str, envs: list[str], methods: list[str], num_seeds: int, step
                 yield from (job for size in sizes if (job := Job(purpose, env, method, size, seed)) not in done)
 
 
-def interquartile_mean(values: np.ndarray) -> float:
-    """The mean of the middle half, fractional weights at its ends."""
-    ordered, n = np.sort(values), len(values)
-    edges = np.clip(np.arange(n + 1) / n, 0.25, 0.75)
-    return float((np.diff(edges) * ordered).sum() / 0.5)
-
-
-def with_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Interquartile mean and its percentile-bootstrap 95 % interval over seeds."""
-    rng = np.random.default_rng(0)
-    resampled = [interquartile_mean(rng.choice(values, len(values))) for _ in range(draws)]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return interquartile_mean(values), float(low), float(high)
-
-
 def summary(envs: list[str]) -> None:
     """Print the tables and draw the curves."""
-    results = stored()
+    results = stored(RESULTS)
     best = best_step_sizes(results)
     compared = [r for r in results if r["purpose"] == "run" and r["step_size"] == best.get((r["env"], r["method"]))]
     for env in envs:
@@ -244,6 +223,12 @@ def draw(rows: list[dict[str, Any]], envs: list[str]) -> None:
     print(f"\n{PICTURE}")
 
 
+def said(result: dict[str, Any]) -> str:
+    """A run in one line."""
+    job = [result[name] for name in ("env", "method", "step_size", "seed")]
+    return f"{job} {[round(score, 1) for score in result['scores']]} {result['seconds']} s"
+
+
 def main() -> None:
     """Tune, run or summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,15 +242,8 @@ def main() -> None:
     if arguments.command == "summary":
         summary(arguments.envs)
         return
-    todo = list(jobs(arguments.command, arguments.envs, arguments.methods, arguments.num_seeds, arguments.step_size))
-    print(f"{len(todo)} runs to do", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=20) as pool:
-        for number, result in enumerate(pool.imap_unordered(train, todo), 1):
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            print(f"{number}/{len(todo)}", result["env"], result["method"], result["step_size"], result["seed"], end=" ")
-            print([round(score, 1) for score in result["scores"]], f"{result['seconds']} s", flush=True)
+    todo = jobs(arguments.command, arguments.envs, arguments.methods, arguments.num_seeds, arguments.step_size)
+    run_all(RESULTS, train, todo, arguments.workers, said)
 
 
 if __name__ == "__main__":

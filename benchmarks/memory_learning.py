@@ -12,8 +12,6 @@ not done again.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import time
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from curves import interquartile_mean, run_all, stored
 
 RESULTS = Path(__file__).parent / "results" / "memory_learning.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "memory_learning.png"
@@ -174,18 +173,6 @@ def train(job: Job) -> dict[str, Any] | None:
     return {**job._asdict(), "scores": scores, "clock": clock, **final, "env_steps": agent.num_timesteps}
 
 
-def stored() -> list[dict[str, Any]]:
-    """All results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def interquartile_mean(values: np.ndarray) -> float:
-    """The mean of the middle half, fractional weights at its ends."""
-    ordered, n = np.sort(values), len(values)
-    edges = np.clip(np.arange(n + 1) / n, 0.25, 0.75)
-    return float((np.diff(edges) * ordered).sum() / 0.5)
-
-
 def steps_to(rows: list[dict[str, Any]], task: Task, unit: str) -> str:
     """Median over seeds of environment steps, or seconds, until the training return passed the threshold; — if most did not."""
     reached = []
@@ -199,7 +186,7 @@ def steps_to(rows: list[dict[str, Any]], task: Task, unit: str) -> str:
 
 def summary() -> None:
     """Print a table for each task and draw the curves."""
-    results = stored()
+    results = stored(RESULTS)
     for name, task in TASKS.items():
         rows = [r for r in results if r["task"] == name]
         if not rows:
@@ -262,6 +249,12 @@ def draw(results: list[dict[str, Any]]) -> None:
     print(f"\n{PICTURE}")
 
 
+def said(result: dict[str, Any]) -> str:
+    """A run in one line."""
+    scores = f"{result['scores'][-1]:.2f} {result['sampled']:.2f} {result['mode']:.2f}"
+    return f"{[result[name] for name in Job._fields]} {scores} {result['clock'][-1]} s"
+
+
 def main() -> None:
     """Run or summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,23 +267,9 @@ def main() -> None:
     if arguments.command == "summary":
         summary()
         return
-    done = {tuple(r[name] for name in Job._fields) for r in stored()}
+    done = {tuple(r[name] for name in Job._fields) for r in stored(RESULTS)}
     grid = [Job(task, arm, seed) for seed in range(arguments.num_seeds) for task in arguments.tasks for arm in arguments.arms]
-    todo = [job for job in grid if job not in done]
-    print(f"{len(todo)} runs to do", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=10) as pool:
-        for number, result in enumerate(pool.imap_unordered(train, todo), 1):
-            if result is None:  # the task has no such arm
-                continue
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            print(f"{number}/{len(todo)}", *(result[name] for name in Job._fields), end=" ")
-            print(
-                f"{result['scores'][-1]:.2f} {result['sampled']:.2f} {result['mode']:.2f}",
-                f"{result['clock'][-1]} s",
-                flush=True,
-            )
+    run_all(RESULTS, train, [job for job in grid if job not in done], arguments.workers, said)
 
 
 if __name__ == "__main__":

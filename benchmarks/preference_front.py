@@ -12,14 +12,13 @@ pip install 'rlopt[mo]'.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curves import run_all, stored
 
 RESULTS = Path(__file__).parent / "results" / "preference_front.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "preference_front.png"
@@ -99,11 +98,6 @@ def train(seed: int) -> dict[str, Any]:
     return {"seed": seed, "marks": marks, "points": points, "seconds": round(time.process_time() - began, 1)}
 
 
-def stored() -> list[dict[str, Any]]:
-    """All results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def summary() -> None:
     """The table and the plot."""
     import matplotlib
@@ -111,7 +105,7 @@ def summary() -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    results = stored()
+    results = stored(RESULTS)
     shares = np.array([[m["share"] for m in r["marks"]] for r in results])
     found = np.array([[m["found"] for m in r["marks"]] for r in results])
     steps = np.arange(1, MARKS + 1) * BUDGET / MARKS
@@ -143,6 +137,12 @@ def summary() -> None:
     print(f"\n{PICTURE}")
 
 
+def said(result: dict[str, Any]) -> str:
+    """A run in one line."""
+    last = result["marks"][-1]
+    return f"seed {result['seed']}: {last['share']:.4f}, {last['found']} points, {result['seconds']} s"
+
+
 def main() -> None:
     """Run or summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,16 +153,9 @@ def main() -> None:
     if arguments.command == "summary":
         summary()
         return
-    done = {r["seed"] for r in stored()}
+    done = {r["seed"] for r in stored(RESULTS)}
     todo = [seed for seed in range(arguments.num_seeds) if seed not in done]
-    print(f"{len(todo)} runs to do", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=10) as pool:
-        for number, result in enumerate(pool.imap_unordered(train, todo), 1):
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            last = result["marks"][-1]
-            print(f"{number}/{len(todo)}", result["seed"], f"{last['share']:.4f}", last["found"], f"{result['seconds']} s", flush=True)
+    run_all(RESULTS, train, todo, arguments.workers, said)
 
 
 if __name__ == "__main__":

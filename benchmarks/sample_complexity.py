@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from curves import stored
 
 from rlopt import ALGORITHMS
 from rlopt.agents import EpisodicAgent
@@ -127,11 +128,6 @@ def train(job: Job, mdp: TabularMDP, best: float) -> dict[str, Any]:
     return {**job._asdict(), "gaps": gaps, "refused": state.num_refused, "seconds": round(time.process_time() - began, 2)}
 
 
-def stored() -> list[dict[str, Any]]:
-    """All results so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def best_step_sizes(results: list[dict[str, Any]]) -> dict[str, float]:
     """Method -> the step size with the smallest geometric mean of the gaps in the second half of the tuning runs' marks."""
     cells: dict[str, dict[float, list[float]]] = {}
@@ -144,7 +140,7 @@ def best_step_sizes(results: list[dict[str, Any]]) -> dict[str, float]:
 
 def jobs(purpose: str, methods: list[str], num_seeds: int) -> Iterator[Job]:
     """What is still to be done, seed by seed."""
-    results = stored()
+    results = stored(RESULTS)
     done = {tuple(r[field] for field in Job._fields) for r in results}
     best = best_step_sizes(results)
     for seed in TUNING_SEEDS if purpose == "tune" else range(num_seeds):
@@ -226,7 +222,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.command != "plot":
         perform(list(jobs(arguments.command, arguments.methods, arguments.num_seeds)))
-    results = stored()
+    results = stored(RESULTS)
     table(results)
     draw(results)
 
