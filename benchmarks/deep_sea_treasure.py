@@ -30,6 +30,7 @@ MARKS = 12
 TUNING_SEEDS = (1000, 1001)
 OPTIMUM, GOOD = 14.0253, 13.9
 SMALL = {"num_small": 8, "restart_every": 8}
+RADII = ("power:0.3:1/2", "power:0.1:1/2", 0.03, 0.01)
 SHARED: dict[str, Any] = {
     "gamma": 1.0,
     "utility": "deep-sea-treasure",
@@ -43,13 +44,8 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[Any, ...]]] = {
     "MOPG, plain steps": ("mopg", {}, "step_size", (0.01, 0.03, 0.1)),
     "MOPG, normalised": ("mopg", {"step_rule": "normalized"}, "step_size", ("power:0.3:1/2", "power:1:1/2", 0.1)),
     "MOPG, Adam": ("mopg", {"step_rule": "adam"}, "step_size", (0.003, 0.01, 0.03)),
-    "MO-TSIVR-PG": ("mo-tsivr-pg", {**SMALL, "step_size": 1.0}, "radius", ("power:0.3:1/2", "power:1:1/2", 0.1)),
-    "MO-TSIVR-PG, lagged": (
-        "mo-tsivr-pg",
-        {**SMALL, "step_size": 1.0, "batches": "lagged"},
-        "radius",
-        ("power:0.3:1/2", "power:1:1/2", 0.1),
-    ),
+    "MO-TSIVR-PG": ("mo-tsivr-pg", {**SMALL, "step_size": 1.0}, "radius", RADII),
+    "MO-TSIVR-PG, lagged": ("mo-tsivr-pg", {**SMALL, "step_size": 1.0, "batches": "lagged"}, "radius", RADII),
 }
 
 

@@ -256,8 +256,8 @@ def _restored_state(state: Any, archive: Archive, device: torch.device) -> Any:
         stored = {key: t.to(device) if t.ndim else t for key, t in archive.group(f"state.{name}").items()}
         if isinstance(value, Mapping):
             fields[name] = stored
-        elif isinstance(value, Tensor) and name != "theta":
-            fields[name] = stored["value"]
+        elif isinstance(value, Tensor) and name != "theta" and (stored or value.numel()):
+            fields[name] = stored["value"]  # a field that begins empty may be younger than the file
         elif isinstance(value, int | float):
             fields[name] = type(value)(archive.data["state"][name])
     return state._replace(**fields)

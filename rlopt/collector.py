@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,7 +142,14 @@ class Collector:
             self.on_end()
         return rollout
 
-    def episodes(self, theta: Tensor, num_episodes: int, horizon: int | None = None, stream: str = "episodes") -> Rollout:
+    def episodes(
+        self,
+        theta: Tensor,
+        num_episodes: int,
+        horizon: int | None = None,
+        stream: str = "episodes",
+        around: Callable[[Actor, Assignment], Actor] | None = None,
+    ) -> Rollout:
         """E = `num_episodes` whole episodes under π_θ, one a column in the order of their starts, padded and masked.
 
         The first E episodes that are started are taken, whatever becomes of them: with environments that are all alike
@@ -156,6 +163,7 @@ class Collector:
             num_episodes: E.
             horizon: steps after which an episode is truncated; None leaves its end to the environment.
             stream: whose random numbers to use.
+            around: makes another actor of that of π_θ, given who plays which episode; see `rlopt.branching`.
 
         Raises:
             CollectionStopped: a callback asked for it; the batch is dropped, and will be drawn again.
@@ -170,7 +178,7 @@ class Collector:
         if self.on_start is not None:
             self.on_start(horizon or 0)
         try:
-            rollout = self._gather(theta, Assignment(self.envs, num_episodes, horizon, self.statistics), *seeds)
+            rollout = self._gather(theta, Assignment(self.envs, num_episodes, horizon, self.statistics), *seeds, around)
         finally:
             self.observations = None  # whatever comes next begins new episodes
         if self.on_end is not None:
@@ -205,10 +213,12 @@ class Collector:
             record.add_finals(t, step.final_rows, event.step.final_observations)
         self._report(event, valid)
 
-    def _gather(self, theta: Tensor, assignment: Assignment, seed: int, noise_seed: int) -> Rollout:
+    def _gather(self, theta: Tensor, assignment: Assignment, seed: int, noise_seed: int, around: Any = None) -> Rollout:
         """The episodes of an assignment, in rounds if environments are left that can only be reset together."""
         module = self.policy.bind(theta)
         actor, tape = make_actor(module, self.envs.num_envs), Tape()
+        if around is not None:
+            actor = around(actor, assignment)
         noise = noise_of_steps(self.envs.decoder.space, self.envs.num_envs, noise_seed)
         self._begin(seed, assignment.active)
         while assignment.any_active:

@@ -70,6 +70,12 @@ class Assignment:
         horizon: steps after which an episode is cut, or None.
         statistics: of the environments; knows the return of an episode that is cut.
 
+    Environments whose episodes come in groups (`group_size` above 1) begin a group once all of the one before it are over;
+    its episodes are consecutive.
+
+    Raises:
+        ValueError: E is no multiple of the group size.
+
     Attributes:
         active: [N] bool, environments that play, or are being reset to.
         all_active, any_active: whether no environment idles, and whether not all do.
@@ -78,6 +84,10 @@ class Assignment:
     """
 
     def __init__(self, envs: Environments, num_episodes: int, horizon: int | None, statistics: EpisodeStatistics):
+        if num_episodes % envs.group_size:
+            raise ValueError(
+                f"num_episodes: expected a multiple of {envs.group_size}, the episodes of a group, got {num_episodes}"
+            )
         self.envs, self.num_episodes, self.horizon, self.statistics = envs, num_episodes, horizon, statistics
         self.players = np.zeros(num_episodes, np.int64)
         self.lengths = np.zeros(num_episodes, np.int64)
@@ -92,6 +102,16 @@ class Assignment:
     def num_left(self) -> int:
         """Episodes that are still to be started."""
         return self.num_episodes - self._num_started
+
+    @property
+    def times(self) -> Array:
+        """[N], how many steps ago the episode of each environment began; −1 while it idles."""
+        return self._places // self.num_episodes
+
+    @property
+    def episodes(self) -> Array:
+        """[N], which episode each environment plays; −1 while it idles."""
+        return np.where(self._places < 0, -1, self._places % self.num_episodes)
 
     def begin(self) -> None:
         """Start episodes in all environments, as far as there are any left."""
@@ -122,7 +142,7 @@ class Assignment:
 
     def _end(self, step: Step, done: Array) -> tuple[Step, Array]:
         """End the episodes that are `done` [N] or at the horizon, and start others; the step with those cut, who ended."""
-        times = self._places // self.num_episodes
+        times = self.times
         late = (times >= self._limit) & ~done
         if late.any():
             step = self._cut(step, late)
@@ -132,14 +152,24 @@ class Assignment:
         self.terminated[episodes] = step.terminated[rows]
         self.truncated[episodes] = step.truncated[rows] & ~step.terminated[rows]  # terminated wins
         self._places[rows] = -1
-        free = rows if self.envs.restarts_rows else done.nonzero()[0]
-        free = free[: self.num_left]
-        if late[free].any():
-            step = self._restarted(step, free[late[free]])
+        free = self._free(rows, done)[: self.num_left]
+        # Those of groups begin anew even if they were reset within the step: from a seed that all of the group have.
+        again = free[late[free]] if self.envs.group_size == 1 else free
+        if len(again):
+            step = self._restarted(step, again, late)
         self._start(free)
-        if len(free) < len(rows) or not self._sure:
+        if not np.array_equal(free, rows) or not self._sure:
             self._take_stock()
         return step, rows
+
+    def _free(self, rows: Array, done: Array) -> Array:
+        """Environments that can begin another episode now that those of `rows` are over, ascending."""
+        size = self.envs.group_size
+        if size == 1:
+            return rows if self.envs.restarts_rows else done.nonzero()[0]
+        groups = np.unique(rows // size)
+        over = (self._places.reshape(-1, size)[groups] < 0).all(1)
+        return (groups[over, None] * size + np.arange(size)).reshape(-1)
 
     def _start(self, rows: Array) -> None:
         """The next episodes, in these environments."""
@@ -184,14 +214,15 @@ class Assignment:
             info["episode"] = {"r": total, "l": int(known.lengths[row]) + 1, "t": round(time.time() - known.started, 6)}
         return info
 
-    def _restarted(self, step: Step, rows: Array) -> Step:
-        """The step with these environments, amid their games, reset within it."""
-        shown = map_arrays(lambda array: array[rows], step.observations)
+    def _restarted(self, step: Step, rows: Array, late: Array) -> Step:
+        """The step with these environments reset within it; those that are `late` [N] were amid their games."""
+        cut = rows[late[rows]]
+        shown = map_arrays(lambda array: array[cut], step.observations)
         observations = map_arrays(np.copy, step.observations)
         write_rows(observations, rows, self.envs.restart(rows))
         return step._replace(
             observations=observations,
-            final_rows=[*step.final_rows, *rows.tolist()],
+            final_rows=[*step.final_rows, *cut.tolist()],
             final_observations=concatenate([tree for tree in (step.final_observations, shown) if tree is not None]),
         )
 

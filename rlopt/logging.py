@@ -16,7 +16,8 @@ from rlopt.collector import Timers
 
 Metrics = Mapping[str, Tensor | float]
 
-# The charts one looks at first, on one page: title -> (kind, keys).
+# The charts one looks at first, on one page: title -> (kind, keys). TensorBoard takes keys for regular expressions, which
+# are to match the beginning of a name: "rollout/ep_rew_mean" shows the mean return of every objective too.
 Layout = dict[str, dict[str, list[Any]]]
 LEARNING: Layout = {
     "1 Is it learning?": {
@@ -46,6 +47,19 @@ LAYOUT: Layout = {
     },
     **TIME,
 }
+# Of a utility of several expected returns.
+UTILITY: dict[str, list[Any]] = {
+    "utility of the expected returns": ["Multiline", ["train/utility"]],
+    "expected returns": ["Multiline", [r"train/objective_\d+"]],
+    "weights of the objectives": ["Multiline", [r"train/slope_\d+"]],
+}
+BY_UTILITY_LAYOUT: Layout = {**LAYOUT, "1 Is it learning?": {**LEARNING["1 Is it learning?"], **UTILITY}}
+# Of evaluations that keep a Pareto archive, of one policy or of one that is conditioned on preferences.
+FRONT: dict[str, list[Any]] = {
+    "hypervolume of the archive, and of the last evaluation": ["Multiline", ["pareto/hypervolume"]],
+    "expected utility over preferences": ["Multiline", ["pareto/expected_utility", "pareto/preference_utility"]],
+}
+EVALUATED: dict[str, list[Any]] = {"return in evaluations": ["Multiline", [r"pareto/return_\d+"]]}
 STATEFUL_LAYOUT: Layout = {
     **LEARNING,
     "2 Is the update sound?": {
@@ -60,14 +74,27 @@ STATEFUL_LAYOUT: Layout = {
     },
     **TIME,
 }
+REBEL_LAYOUT: Layout = {
+    **LEARNING,
+    "2 Is the regression solved?": {
+        "share of it that is explained": ["Multiline", ["train/explained"]],
+        "approximate KL": ["Multiline", ["train/approx_kl"]],
+        "η": ["Multiline", ["train/eta"]],
+        "gradient norm before clipping": ["Multiline", ["train/grad_norm"]],
+    },
+    "3 Losses": {
+        "regression": ["Multiline", ["train/regression_loss"]],
+        "minus entropy": ["Multiline", ["train/entropy_loss"]],
+        "standard deviation of actions": ["Multiline", ["train/std"]],
+    },
+    **TIME,
+}
 # For agents of whole episodes, whose update is one step along one direction.
 EPISODIC_LAYOUT: Layout = {
     "1 Is it learning?": {
         **LEARNING["1 Is it learning?"],
         "return at θ and at the look-ahead": ["Multiline", ["train/return_theta", "train/return_lookahead"]],
-        "utility of the expected returns": ["Multiline", ["train/utility"]],
-        "expected returns": ["Multiline", [f"train/objective_{k}" for k in range(4)]],
-        "weights of the objectives": ["Multiline", [f"train/slope_{k}" for k in range(4)]],
+        **UTILITY,
     },
     "2 Can the direction be trusted?": {
         "signal to noise of the fresh gradient": ["Multiline", ["train/signal_to_noise"]],
@@ -93,18 +120,30 @@ LOOKAHEAD = ("train/return_lookahead", "train/lookahead_distance")
 CORRECTION = ("train/correction_norm",)
 BOUND = ("train/correction_bounded",)
 TRUNCATION = ("train/truncated_fraction",)
-MULTI_OBJECTIVE = ("train/utility", *(f"train/{name}_{k}" for name in ("objective", "slope") for k in range(4)))
+COSINE = ("train/cosine",)
+MULTI_OBJECTIVE = tuple(key for _, keys in UTILITY.values() for key in keys)
 
 
-def episodic_layout(*own: tuple[str, ...]) -> Layout:
-    """The charts for an agent of whole episodes with these instruments beside those that all have; none stays empty."""
+def episodic_layout(*own: tuple[str, ...], without: tuple[str, ...] = ()) -> Layout:
+    """The charts for an agent of whole episodes with these instruments beside those that all have; none stays empty.
+
+    Args:
+        own: instruments that not all have.
+        without: instruments of all others that it has not.
+    """
     optional = (WEIGHTS, HESSIAN, LOOKAHEAD, CORRECTION, BOUND, TRUNCATION, MULTI_OBJECTIVE)
-    missing = {key for keys in optional for key in keys} - {key for keys in own for key in keys}
+    missing = {key for keys in optional for key in keys} - {key for keys in own for key in keys} | set(without)
     pages = {}
     for page, charts in EPISODIC_LAYOUT.items():
         kept = {title: [kind, [key for key in keys if key not in missing]] for title, (kind, keys) in charts.items()}
         pages[page] = {title: chart for title, chart in kept.items() if chart[1]}
     return pages
+
+
+def with_front(layout: Layout, conditioned: bool) -> Layout:
+    """These charts, and on their first page those of a Pareto archive; `conditioned` on preferences is the policy, or not."""
+    first = next(iter(layout))
+    return {**layout, first: {**layout[first], **FRONT, **({} if conditioned else EVALUATED)}}
 
 
 def record_iteration(logger: Logger, metrics: Metrics, timers: Timers, seconds: float) -> None:

@@ -28,7 +28,7 @@ from rlopt.indicators import (
     simplex_lattice,
     sparsity,
 )
-from rlopt.logging import tensorboard_writer
+from rlopt.logging import tensorboard_writer, with_front
 from rlopt.pareto import FILE_NAME, ParetoArchive
 from rlopt.plotting_front import PointSet, front_figure
 
@@ -129,6 +129,7 @@ class ParetoCallback(BaseCallback):
         if not self._envs:
             assert self.make_eval_envs is not None
             self._envs = [self.make_eval_envs(weights) for weights in self.weights]
+        self.model.layout = with_front(self.model.layout, self.make_eval_envs is not None)
 
     def _on_training_start(self) -> None:
         self._evaluated_at = self.num_timesteps

@@ -85,6 +85,31 @@ MUJOCO: Preset = {**NORMALIZED, "n_envs": 1, "n_steps": 2048, "batch_size": 64, 
 # Of agents of whole episodes; step sizes are those of benchmarks/learning.py.
 CARTPOLE_EPISODES: Preset = {"total_timesteps": 200_000, "n_envs": 10, "policy_kwargs": {"net_arch": [32, 32]}}
 
+# Agents of a utility of several returns. On deep sea treasure, of f(J) = √(J_0 + 1) + √(101 + J_1).
+TREASURE_EPISODES: Preset = {
+    "total_timesteps": 600_000,
+    "utility": "deep-sea-treasure",
+    "gamma": 1.0,
+    "num_episodes": 64,
+    "n_envs": 64,
+    "policy_kwargs": {"net_arch": [128]},
+}
+QUEUE_EPISODES: Preset = {
+    "total_timesteps": 5_000_000,
+    "utility": "queue:500,0.9999",
+    "gamma": 0.9999,
+    "policy_kwargs": {"net_arch": [128]},
+}
+# Policies with a memory that is written like an action, in tasks that need one.
+MEMORY: Preset = {
+    "n_envs": 16,
+    "n_steps": 128,
+    "batch_size": 256,
+    "learning_rate": "linear:1e-3",
+    "gamma": 0.98,
+    "gae_lambda": 0.95,
+}
+
 # PPO: values of rl-baselines3-zoo (2026) where it has them without gSDE; `total_timesteps` is read by the command line.
 TUNED: dict[str, dict[str, Preset]] = {
     "ppo": {
@@ -159,6 +184,17 @@ TUNED: dict[str, dict[str, Preset]] = {
             "learning_rate": 6e-4,
             "gae_lambda": 0.98,
         },
+        "deep-sea-treasure-v0": {  # one policy for all preferences
+            "total_timesteps": 120_000,
+            "utility": "preferences",
+            "n_envs": 16,
+            "n_steps": 128,
+            "batch_size": 256,
+            "n_epochs": 10,
+            "gamma": 1.0,
+            "learning_rate": "linear:2e-3",
+            "ent_coef": 0.01,
+        },
     },
     "reinforce": {"CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.003}},
     "npgigt": {"CartPole-v1": {**CARTPOLE_EPISODES, "step_size": 0.1, "momentum": 0.2}},
@@ -185,6 +221,54 @@ TUNED: dict[str, dict[str, Preset]] = {
             "num_episodes": 20,
             "utility": "entropy",
             "policy_kwargs": {"net_arch": []},
+        },
+    },
+    "mopg": {
+        "deep-sea-treasure-v0": {**TREASURE_EPISODES, "step_rule": "adam", "step_size": 0.01},
+        "rlopt/Queues-v0": {**QUEUE_EPISODES, "num_episodes": 64, "n_envs": 64, "step_rule": "adam", "step_size": 0.01},
+    },
+    "mo-tsivr-pg": {
+        "deep-sea-treasure-v0": {
+            **TREASURE_EPISODES,
+            "step_size": 1.0,
+            "num_small": 8,
+            "restart_every": 8,
+            "radius": "power:1:1/2",
+        },
+        "rlopt/Queues-v0": {
+            **QUEUE_EPISODES,
+            "num_episodes": 64,
+            "n_envs": 64,
+            "step_size": 1.0,
+            "num_small": 8,
+            "restart_every": 8,
+            "radius": 0.1,
+        },
+    },
+    "s2pg": {
+        "PendulumNoVel-v1": {
+            "total_timesteps": 300_000,
+            "n_envs": 32,
+            "n_steps": 128,
+            "batch_size": 128,
+            "n_epochs": 10,
+            "gamma": 0.9,
+            "gae_lambda": 0.95,
+            "learning_rate": "linear:2e-3",
+            "normalize_rewards": True,
+            "target_kl": None,
+            "policy_kwargs": {"memory_std": 0.02, "min_memory_std": 0.005, "retention": 1.0, "previous_action": False},
+        },
+        "CartPoleNoVel-v1": {**MEMORY, "total_timesteps": 150_000},
+        "rlopt/CueRecall-v0": {**MEMORY, "total_timesteps": 200_000},
+        "rlopt/TMaze-v0": {**MEMORY, "total_timesteps": 400_000, "gamma": 0.99, "ent_coef": 0.01},
+        "popgym-RepeatFirstEasy-v0": {
+            **MEMORY,
+            "total_timesteps": 1_000_000,
+            "gamma": 0.99,
+            "gae_lambda": 0.5,
+            "ent_coef": 0.01,
+            "policy_kwargs": {"retention": [1, 51]},
         },
     },
 }

@@ -93,7 +93,7 @@ def adam_step(
     zero = torch.zeros_like(theta)
     mean = moments.get("mean", zero).lerp(direction, 1.0 - betas[0])
     square = moments.get("square", zero).lerp(direction.square(), 1.0 - betas[1])
-    steps = moments.get("steps", torch.zeros((), device=theta.device)) + 1.0
+    steps = moments.get("steps", torch.zeros((), dtype=theta.dtype, device=theta.device)) + 1.0
     scale = (1.0 - betas[1] ** steps).sqrt() / (1.0 - betas[0] ** steps)
     corrected = mean * scale / (square.sqrt() + epsilon * (1.0 - betas[1] ** steps).sqrt())
     return theta + step_size * corrected, {"mean": mean, "square": square, "steps": steps}

@@ -2,9 +2,11 @@ import inspect
 
 import gymnasium as gym
 import pytest
+import yaml
 from stable_baselines3 import PPO as SB3PPO
 
-from rlopt import PPO
+from rlopt import ALGORITHMS, PPO, S2PG
+from rlopt.cli.settings import parse_settings
 from rlopt.presets import CLEANRL, PRESETS, SB3, TUNED, diff, preset_values
 from rlopt.schedules import Linear, as_schedule
 from tests.small_envs import Walk
@@ -25,6 +27,56 @@ def test_the_sb3_preset_is_ours_too():
 @pytest.mark.parametrize("preset", [*SB3.values(), *CLEANRL.values(), *TUNED["ppo"].values()])
 def test_every_name_in_a_preset_is_an_argument(preset):
     assert preset.keys() - {"total_timesteps"} <= inspect.signature(PPO).parameters.keys()
+
+
+TUNED_TASKS = [(algorithm, env) for algorithm, envs in TUNED.items() for env in envs]
+
+
+@pytest.mark.parametrize(("algorithm", "env"), TUNED_TASKS)
+def test_the_command_line_and_its_config_file_keep_every_value_of_a_tuned_preset(algorithm, env, monkeypatch):
+    """A name that is no argument would be lost in silence, a value that YAML cannot hold in the run's config.yaml."""
+    monkeypatch.setattr("rlopt.cli.settings.find_spec", lambda env: None)  # of packages that may not be there
+    preset = dict(TUNED[algorithm][env])
+    arguments = inspect.signature(ALGORITHMS[algorithm]).parameters
+    assert preset.keys() - {"total_timesteps"} <= arguments.keys()
+    configuration = parse_settings(["--algo", algorithm, "--env", env]).configuration()
+    expected = {"num_envs" if name == "n_envs" else name: value for name, value in preset.items()}
+    assert {name: configuration[name] for name in expected} == expected
+    assert yaml.safe_load(yaml.safe_dump(configuration)) == configuration
+
+
+@pytest.mark.parametrize("env", ["CartPoleNoVel-v1", "PendulumNoVel-v1", "rlopt/CueRecall-v0", "rlopt/TMaze-v0"])
+def test_presets_of_tasks_that_need_memory_make_an_agent(env):
+    agent = S2PG("MlpPolicy", env, preset="tuned", device="cpu")
+    expected = TUNED["s2pg"][env] | {"total_timesteps": None}
+    assert {name: getattr(agent, name, None) for name in expected} == expected
+
+
+def test_a_range_of_retentions_survives_a_file(tmp_path):
+    """Written as a list, which YAML and JSON have, where the policy takes a pair."""
+    kwargs = TUNED["s2pg"]["popgym-RepeatFirstEasy-v0"]["policy_kwargs"]
+    agent = S2PG("MlpPolicy", "CartPoleNoVel-v1", policy_kwargs=kwargs, device="cpu", seed=0)
+    assert agent.policy.retention == [1, 51]
+    agent.save(tmp_path / "agent")
+    assert S2PG.load(tmp_path / "agent").policy_kwargs == kwargs
+
+
+@pytest.mark.parametrize("algorithm", ["mopg", "mo-tsivr-pg"])
+@pytest.mark.parametrize("env", ["deep-sea-treasure-v0", "rlopt/Queues-v0"])
+def test_presets_of_several_objectives_make_an_agent(algorithm, env):
+    if env == "deep-sea-treasure-v0":
+        pytest.importorskip("mo_gymnasium")
+    agent = ALGORITHMS[algorithm]("MlpPolicy", env, preset="tuned", device="cpu", n_envs=1)
+    expected = {name: value for name, value in TUNED[algorithm][env].items() if name not in ("total_timesteps", "n_envs")}
+    assert {name: getattr(agent, name) for name in expected} == expected
+
+
+def test_the_preset_of_many_preferences_needs_a_policy_that_reads_them():
+    pytest.importorskip("mo_gymnasium")
+    agent = PPO("MultiInputPolicy", "deep-sea-treasure-v0", preset="tuned", device="cpu")
+    assert set(agent.observation_space.spaces) == {"observation", "preference"}
+    with pytest.raises(ValueError, match="policy: 'MlpPolicy' cannot read a Dict"):
+        PPO("MlpPolicy", "deep-sea-treasure-v0", preset="tuned", device="cpu")
 
 
 def resolved(env, **kwargs):

@@ -56,7 +56,7 @@ class Agent(ABC):
 
     policy_aliases: ClassVar[dict[str, type[ActorCriticPolicy]]] = POLICY_ALIASES
     memories: ClassVar[dict[str, Callable[..., ActorCriticPolicy]]] = {"s2pg": make_stateful_policy}  # what makes the policy
-    layout: ClassVar[Layout] = LAYOUT
+    layout: Layout = LAYOUT  # TensorBoard's first page
 
     policy: ActorCriticPolicy
     state: Any
@@ -273,6 +273,7 @@ class Agent(ABC):
         if called is not None:
             called.init_callback(self)  # type: ignore[arg-type]
             called.on_training_start(local, globals())
+        add_first_page(self.logger, self.layout)  # after callbacks, which may have charts of their own
         with listening(called, collector, local), threads_for(self.state.theta):
             iteration = 0
             while self.num_timesteps < self._total_timesteps:
@@ -320,7 +321,6 @@ class Agent(ABC):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
             add_configuration(self.logger, self.hyperparameters())
-        add_first_page(self.logger, self.layout)
 
     def _check_finite(self, state: Any) -> None:
         if not bool(torch.isfinite(state.theta).all()):
@@ -490,8 +490,10 @@ class Agent(ABC):
             if exact_match and (names := weights.keys() ^ self.policy.state_dict().keys()):
                 raise ValueError(f"load_path_or_dict: 'policy' differs in these names: {sorted(names)}")
             self.policy.load_state_dict(weights, strict=exact_match)
-            if not hasattr(self.state, "moments"):  # a direction belongs to the parameters that it was made for
-                self._adopt(self.init(self.state.theta))
+            kept = {"moments": self.state.moments} if hasattr(self.state, "moments") else {}
+            # Directions and what was tracked belong to the parameters that they were made for; counters go on.
+            counters = {name: value for name, value in self.state._asdict().items() if name == "num_updates"}
+            self._adopt(self.init(self.state.theta)._replace(**kept, **counters))
         if "policy.optimizer" in given and hasattr(self.state, "moments"):
             moments = {key: torch.as_tensor(value).to(self.device) for key, value in given["policy.optimizer"].items()}
             self._adopt_given(self.state._replace(moments=moments))

@@ -7,7 +7,7 @@ their gradients, and takes a step. The names below are those of an algorithm box
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -105,7 +105,7 @@ class EpisodicAgent(Agent):
         memory_size: units of its recurrent kernel.
     """
 
-    layout: ClassVar[Layout] = episodic_layout()
+    layout: Layout = episodic_layout()
 
     step_size: IterationScheduleLike
     momentum: IterationScheduleLike = 1.0

@@ -7,12 +7,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
 
 from rlopt.agents.episodic import Batch
+from rlopt.agents.judgement import Judgement, current_multipliers, judge
 from rlopt.agents.multi_objective import OBJECTIVES, MultiObjectiveAgent, MultiObjectiveState
 from rlopt.arguments import check_choice
 from rlopt.collector import Collector
-from rlopt.estimators import reward_to_go
+from rlopt.estimators import discount_powers, returns_to_go, reward_to_go
 from rlopt.logging import Metrics
 from rlopt.presets import with_preset
 from rlopt.rollout import Rollout
@@ -55,17 +57,19 @@ class MOPG(MultiObjectiveAgent):
 
     def step(self, state: MultiObjectiveState, collector: Collector) -> tuple[MultiObjectiveState, Metrics]:
         """One iteration: J and its weights, the gradient of what they make of the rewards, a step."""
-        t, size = state.iteration, self.num_episodes
+        t = state.iteration
         alpha, tau = self._step_size(t), self._entropy_weight(t)
 
-        rollout = collector.episodes(state.theta, size, self.horizon)
-        split = self.criterion == "ser"
-        judging = collector.episodes(state.theta, size, self.horizon, OBJECTIVES) if split else rollout
-        returns = self.returns(judging)
-        objectives = returns.mean(0)
-        value, slopes, multipliers = self.judged(objectives, state)
-        scalarised = self.scalarised_batch(rollout, slopes, state, state.theta, tau)
-        batch = scalarised if split else self.utility_batch(rollout, state)
+        rollout = collector.episodes(state.theta, self.num_episodes, self.horizon)
+        if self.criterion == "ser":
+            judging = collector.episodes(state.theta, self.num_episodes, self.horizon, OBJECTIVES)
+            returns = self.returns(judging)
+            judgement = judge(self._utility, returns.mean(0), state.multipliers)
+            batch = self.scalarised_batch(rollout, judgement.slopes, state, state.theta, tau)
+        else:
+            returns = self.returns(rollout)
+            judgement = self.judged_episodes(returns, state)
+            batch = self.utility_batch(rollout, returns, state, tau)
         gradient, metrics = self.gradient(state.theta, batch)
         moments = state.moments
         if self.step_rule == "adam":
@@ -73,23 +77,38 @@ class MOPG(MultiObjectiveAgent):
         else:
             theta = (normalized_step if self.step_rule == "normalized" else scaled_step)(state.theta, gradient, alpha)
 
-        following = self.advance(state, theta, gradient, gradient, batch, 2 * size if split else size)._replace(
-            objectives=objectives,
-            slopes=slopes,
-            slopes_before=state.slopes if len(state.slopes) else slopes,
-            multipliers=multipliers,
-            moments=moments,
+        sampled = 2 * self.num_episodes if self.criterion == "ser" else self.num_episodes
+        following = self.advance(state, theta, gradient, gradient, batch, sampled)._replace(
+            objectives=returns.mean(0),
+            slopes=judgement.slopes,
+            slopes_before=state.slopes if len(state.slopes) else judgement.slopes,
+            multipliers=judgement.multipliers,
         )
-        of_objectives = self.objective_metrics(following, value, objectives, returns)
+        if following.num_refused == state.num_refused:  # what was not finite is in the moments, too
+            following = following._replace(moments=moments)
         common = self.instruments(state, following, gradient, None, batch)
-        return following, {**metrics, **of_objectives, **common, "expected_utility": self._utility(returns).mean()}
+        expected = {"expected_utility": self._utility(returns, judgement.multipliers).mean()}
+        return following, {**metrics, **judgement.metrics(returns.mean(0)), **common, **expected}
 
-    def utility_batch(self, rollout: Rollout, state: MultiObjectiveState) -> Batch:
-        """These episodes with f(R⃗(τ)) as what every action of them is judged by: it cannot be split by time."""
-        utilities = self._utility.checked(self.returns(rollout))
-        judged = torch.where(rollout.mask, utilities, 0.0)
-        baseline = self.baseline_function.values(state.baseline, rollout, judged)
+    def judged_episodes(self, returns: Tensor, state: MultiObjectiveState) -> Judgement:
+        """f(J) and multipliers for returns [N, K] that are judged one by one: no weights, 0 in their place."""
+        objectives = returns.mean(0)
+        multipliers = current_multipliers(self._utility, state.multipliers, returns)
+        value = self._utility(objectives, multipliers)
+        return Judgement(value, torch.zeros_like(objectives), self._utility.ascend(multipliers, objectives))
+
+    def utility_batch(self, rollout: Rollout, returns: Tensor, state: MultiObjectiveState, entropy_weight: float) -> Batch:
+        """These episodes with f(R⃗(τ)) as what every action of them is judged by: it cannot be split by time.
+
+        The entropy's reward can: it is added step by step, discounted like all rewards.
+        """
+        utilities = self._utility.checked(returns, current_multipliers(self._utility, state.multipliers, returns))
         ends = (rollout.terminated | rollout.truncated) & rollout.mask
         paid = torch.where(ends, utilities, 0.0)
+        if entropy_weight:
+            surprise = entropy_weight * self.surprise(state.theta, rollout)
+            paid = paid + discount_powers(self.gamma, surprise) * surprise
+        to_go = returns_to_go(paid, rollout.mask, 1.0)
+        baseline = self.baseline_function.values(state.baseline, rollout, to_go)
         psi = reward_to_go(paid, rollout.mask, 1.0, baseline, "doubly_robust")
-        return Batch(replace(rollout, rewards=paid), psi, judged)
+        return Batch(replace(rollout, rewards=paid), psi, to_go)

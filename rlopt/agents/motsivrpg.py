@@ -8,6 +8,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from rlopt.agents.judgement import judge
 from rlopt.agents.multi_objective import OBJECTIVES, MultiObjectiveAgent, MultiObjectiveState
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
@@ -82,7 +83,8 @@ class MOTSIVRPG(MultiObjectiveAgent):
         judging = collector.episodes(state.theta, size, self.horizon, OBJECTIVES) if independent else rollout
         returns = self.returns(judging)
         objectives = returns.mean(0) if restart else state.objectives + self.change_of_returns(judging, state.previous)
-        value, slopes, multipliers = self.judged(objectives, state)
+        judgement = judge(self._utility, objectives, state.multipliers)
+        slopes = judgement.slopes
 
         # Slopes that know nothing of the batch whose gradient they weigh. Only the very first batch may judge itself.
         here, there = (slopes, state.slopes) if independent or first else (state.slopes, state.slopes_before)
@@ -102,10 +104,10 @@ class MOTSIVRPG(MultiObjectiveAgent):
             objectives=objectives,
             slopes=slopes,
             slopes_before=slopes if first else state.slopes,
-            multipliers=multipliers,
+            multipliers=judgement.multipliers,
         )
         share = {"truncated_fraction": following.num_truncated / following.iteration, "momentum": float(restart)}
-        of_objectives = self.objective_metrics(following, value, objectives, returns)
+        of_objectives = {**judgement.metrics(objectives), **self.tracking(following, returns)}
         corrected = None if restart else direction
         common = self.instruments(state, following, gradient, corrected, batch)
         return following, {**metrics, **of_objectives, **common, **share}
@@ -116,6 +118,15 @@ class MOTSIVRPG(MultiObjectiveAgent):
         weights = importance_weights(log_ratio(self.log_policy, previous, rollout))
         control = self.weighting == "doubly_robust"
         return return_differences(rollout.vector_rewards(), self.gamma, weights, control).mean(0)
+
+    def tracking(self, state: MultiObjectiveState, returns: Tensor) -> Metrics:
+        """How far the tracked J is from fresh returns [N, K] in standard errors, and from the utility's box."""
+        errors: Metrics = {}
+        if len(returns) > 1:
+            standard = (returns.std(0) / len(returns) ** 0.5).clamp_min(torch.finfo(returns.dtype).eps)
+            errors = {"objectives_error": ((state.objectives - returns.mean(0)).abs() / standard).max()}
+        outside = (state.objectives - self._utility.project(state.objectives)).norm()
+        return {**errors, "outside_box": outside, "slope_change": (state.slopes - state.slopes_before).norm()}
 
     def _radius(self, iteration: int) -> float:
         """δ_t."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -13,10 +13,10 @@ from torch import Tensor
 from rlopt.agents.episodic import Batch, EpisodicAgent
 from rlopt.arguments import check_number
 from rlopt.estimators import discounted_return, log_ratio
-from rlopt.logging import MULTI_OBJECTIVE, Layout, Metrics, episodic_layout
-from rlopt.objectives import VectorUtility, as_vector_utility
+from rlopt.logging import COSINE, MULTI_OBJECTIVE, Layout, episodic_layout
+from rlopt.objectives import Identity, VectorUtility, as_vector_utility
 from rlopt.rollout import Rollout
-from rlopt.schedules import IterationScheduleLike, as_iteration_schedule
+from rlopt.schedules import Constant, IterationScheduleLike, as_iteration_schedule
 
 OBJECTIVES = "objectives"  # the stream of the episodes that estimate J, independent of those that estimate the gradient
 
@@ -54,7 +54,7 @@ class MultiObjectiveAgent(EpisodicAgent):
             `step_size`.
     """
 
-    layout: ClassVar[Layout] = episodic_layout(MULTI_OBJECTIVE)
+    layout: Layout = episodic_layout(MULTI_OBJECTIVE, without=COSINE)
 
     def __init__(
         self,
@@ -67,8 +67,11 @@ class MultiObjectiveAgent(EpisodicAgent):
     ):
         self.utility, self.ent_coef = utility, ent_coef
         self._utility: VectorUtility = as_vector_utility(utility)
-        if self._entropy_weight(0) and common.get("memory") is not None:
+        if common.get("memory") is not None and as_iteration_schedule("ent_coef", ent_coef) != Constant(0.0):
             raise ValueError("ent_coef: expected 0 with memory, whose noise would be part of the entropy")
+        self._entropy_weight(0)
+        if common.get("normalize_rewards") and not isinstance(self._utility, Identity):
+            raise ValueError("normalize_rewards: expected False, as the utility is one of the environment's own returns")
         super().__init__(policy, env, **common)
 
     def init(self, theta: Tensor) -> MultiObjectiveState:
@@ -86,42 +89,19 @@ class MultiObjectiveAgent(EpisodicAgent):
             )
         return returns
 
-    def judged(self, objectives: Tensor, state: MultiObjectiveState) -> tuple[Tensor, Tensor, Tensor]:
-        """f(J), c = ∇f(proj J) [K], and what the multipliers of constraints become at J."""
-        multipliers = state.multipliers if len(state.multipliers) else self._first_multipliers(objectives)
-        value, slopes = self._utility.value_and_gradient(objectives, multipliers)
-        return value, slopes, self._utility.ascend(multipliers, objectives)
-
     def scalarised_batch(
         self, rollout: Rollout, slopes: Tensor, state: MultiObjectiveState, theta: Tensor, entropy_weight: float
     ) -> Batch:
         """These episodes as if they had paid Σ_k c_k r_k − τ log π_θ(a | s)."""
         scalar = rollout.scalarised(slopes)
         if entropy_weight:
-            scalar = replace(scalar, rewards=scalar.rewards + entropy_weight * self._surprise(theta, rollout))
+            scalar = replace(scalar, rewards=scalar.rewards + entropy_weight * self.surprise(theta, rollout))
         return self.batch_of(scalar, scalar.rewards, state)
 
     # ------------------------------------------------------------------ parts
 
-    def objective_metrics(self, state: MultiObjectiveState, value: Tensor, tracked: Tensor, returns: Tensor) -> Metrics:
-        """f(J), and for every objective J, c and how far the tracked J is from fresh returns [N, K], in standard errors."""
-        metrics: dict[str, Tensor | float] = {"utility": value}
-        fresh, deviation = returns.mean(0), returns.std(0) if len(returns) > 1 else returns[0] * 0.0
-        errors = (tracked - fresh).abs() / (deviation / len(returns) ** 0.5).clamp_min(1e-12)
-        metrics |= {f"objective_{k}": value for k, value in enumerate(tracked)}
-        metrics |= {f"slope_{k}": value for k, value in enumerate(state.slopes)}
-        metrics |= {f"multiplier_{k}": value for k, value in enumerate(state.multipliers)}
-        return metrics | {
-            "objectives_error": errors.max(),
-            "outside_box": (tracked - self._utility.project(tracked)).norm(),
-            "slope_change": (state.slopes - state.slopes_before).norm(),
-        }
-
-    def _first_multipliers(self, objectives: Tensor) -> Tensor:
-        return self._utility.first_multipliers(len(objectives)).to(objectives)
-
     @torch.no_grad()
-    def _surprise(self, theta: Tensor, rollout: Rollout) -> Tensor:
+    def surprise(self, theta: Tensor, rollout: Rollout) -> Tensor:
         """−log π_θ(a | s), [T, N], 0 on padding. Its own gradient has mean 0, so it is a reward like any other."""
         log_probs = rollout.log_probs + log_ratio(self.log_policy, theta, rollout)
         return torch.where(rollout.mask, -log_probs, 0.0)

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
-from rlopt.agents.weighing import Objectives, as_weighing, checked_num_objectives, recent_returns, reward_scales
+from rlopt.agents.weighing import Objectives, as_weighing, checked_num_objectives
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.envs.base import Environments
@@ -141,6 +141,8 @@ class PPO(ProximalAgent):
         self.schedule_from = schedule_from
         self.utility, self.num_objectives = utility, num_objectives
         self._weighing = as_weighing(utility)
+        if self._weighing is not None:
+            self.layout = self._weighing.layout
         if self._weighing is not None and memory is not None:
             raise ValueError("utility: a policy with memory has a critic of one objective; use memory=None")
         self._check_own()
@@ -196,10 +198,13 @@ class PPO(ProximalAgent):
         rewards = rollout.vector_rewards().shape[-1]
         if rewards != self.num_objectives:
             raise ValueError(f"env: it pays {rewards} rewards a step, and the utility is one of {self.num_objectives}")
-        known = Objectives(recent_returns(self.statistics, self.num_objectives, state.objectives), state.multipliers)
-        weights, known, metrics = self._weighing.weights(known, rollout)
-        state = state._replace(objectives=known.returns, multipliers=known.multipliers)
-        return state, weights * reward_scales(self.reward_normalizer, weights), metrics
+        returns = state.objectives
+        if self.statistics.recent:
+            returns = torch.as_tensor(self.statistics.mean_return).to(rollout.rewards).reshape(-1)
+        weights, known, metrics = self._weighing.weights(Objectives(returns, state.multipliers), rollout)
+        if self.reward_normalizer is not None:  # advantages in the environment's units, but for how the statistics moved
+            weights = weights * torch.as_tensor(self.reward_normalizer.deviations).to(weights)
+        return state._replace(objectives=known.returns, multipliers=known.multipliers), weights, metrics
 
     def update(
         self, state: ProximalState, batch: Batch, progress: float, orders: list[Tensor] | None = None
@@ -304,10 +309,8 @@ class PPO(ProximalAgent):
     def _dressed(self, environments: Environments) -> Environments:
         if self._weighing is None:
             return environments
-        dressed = self._weighing.dressed(environments)
-        self.num_objectives = checked_num_objectives(
-            self.num_objectives, self._weighing.num_objectives, environments.num_objectives
-        )
+        dressed = self._weighing.dressed(environments, self.num_objectives)
+        self.num_objectives = checked_num_objectives(self.num_objectives, self._weighing.num_objectives, dressed.num_objectives)
         return dressed
 
     def _check_own(self) -> None:

@@ -60,6 +60,8 @@ def weighted_gae(
         weights: [K] or [T, N, K].
     """
     shape = rewards.shape
+    if weights.shape[-1] != shape[-1]:
+        raise ValueError(f"weights: expected one for each of {shape[-1]} rewards, got {weights.shape[-1]}")
     of_objectives = gae(
         rewards,
         values.view(shape),

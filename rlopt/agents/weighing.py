@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from rlopt.agents.judgement import judge
+from rlopt.arguments import did_you_mean
 from rlopt.envs.base import Environments
-from rlopt.envs.normalize import EPSILON, RewardNormalizer
 from rlopt.envs.preferences import PREFERENCE, Preferences
+from rlopt.logging import BY_UTILITY_LAYOUT, LAYOUT, Layout
 from rlopt.objectives import VectorUtility, as_vector_utility
 from rlopt.rollout import Rollout
-from rlopt.statistics import EpisodeStatistics
 
 PREFERENCES = "preferences"
 
 
 class Objectives(NamedTuple):
-    """What is known of the objectives; [0] before anything is."""
+    """What is known of the objectives."""
 
-    returns: Tensor  # J [K], the mean undiscounted returns of recent episodes
+    returns: Tensor  # J [K], the mean undiscounted returns of recent episodes; [0] until one has ended
     multipliers: Tensor  # of a utility with constraints; [0] for others
 
 
@@ -29,9 +28,10 @@ class Weighing(Protocol):
     """From what is known of the objectives to the weights of their advantages."""
 
     num_objectives: int | None
+    layout: Layout  # TensorBoard's first page
 
-    def dressed(self, environments: Environments) -> Environments:
-        """The environments as the agent sees them."""
+    def dressed(self, environments: Environments, num_objectives: int | None) -> Environments:
+        """The environments as the agent sees them; `num_objectives` is K, where they do not say it."""
         ...
 
     def weights(self, objectives: Objectives, rollout: Rollout) -> tuple[Tensor, Objectives, dict[str, Tensor]]:
@@ -42,21 +42,22 @@ class Weighing(Protocol):
 class ByUtility:
     """c = ∇f(J): all steps alike, the scalarised expected return f(E[R⃗])."""
 
+    layout = BY_UTILITY_LAYOUT
+
     def __init__(self, utility: VectorUtility):
         self.utility = utility
         self.num_objectives = utility.num_objectives
 
-    def dressed(self, environments: Environments) -> Environments:
+    def dressed(self, environments: Environments, num_objectives: int | None) -> Environments:
         return environments
 
     def weights(self, objectives: Objectives, rollout: Rollout) -> tuple[Tensor, Objectives, dict[str, Tensor]]:
         returns, multipliers = objectives
-        if not len(multipliers):
-            multipliers = self.utility.first_multipliers(len(returns)).to(returns)
-        value, slopes = self.utility.value_and_gradient(returns, multipliers)
-        named = {"objective": returns, "slope": slopes, "multiplier": multipliers}
-        metrics = {"utility": value} | {f"{name}_{k}": x for name, vector in named.items() for k, x in enumerate(vector)}
-        return slopes, Objectives(returns, self.utility.ascend(multipliers, returns)), metrics
+        if not len(returns):  # no episode has ended: there is no J to judge
+            size = rollout.vector_rewards().shape[-1]
+            return returns.new_full((size,), 1.0 / size), objectives, {}
+        judgement = judge(self.utility, returns, multipliers)
+        return judgement.slopes, Objectives(returns, judgement.multipliers), judgement.metrics(returns)
 
 
 class ByPreference:
@@ -66,9 +67,14 @@ class ByPreference:
     """
 
     num_objectives: int | None = None
+    layout = LAYOUT
 
-    def dressed(self, environments: Environments) -> Environments:
-        return environments if isinstance(environments, Preferences) else Preferences(environments)
+    def dressed(self, environments: Environments, num_objectives: int | None) -> Environments:
+        if not isinstance(environments, Preferences):
+            return Preferences(environments, num_objectives=num_objectives)
+        if environments.scalarise:
+            raise ValueError("env: preferences with scalarise=True pay one number; leave it False for utility='preferences'")
+        return environments
 
     def weights(self, objectives: Objectives, rollout: Rollout) -> tuple[Tensor, Objectives, dict[str, Tensor]]:
         assert isinstance(rollout.observations, dict)
@@ -79,7 +85,11 @@ def as_weighing(utility: Any) -> Weighing | None:
     """From the argument `utility`; None for None."""
     if utility is None:
         return None
-    return ByPreference() if isinstance(utility, str) and utility == PREFERENCES else ByUtility(as_vector_utility(utility))
+    if isinstance(utility, str) and utility == PREFERENCES:
+        return ByPreference()
+    if isinstance(utility, str) and (hint := did_you_mean(utility, [PREFERENCES])):
+        raise ValueError(f"utility: expected {PREFERENCES!r} or a text such as 'weighted-sum:0.5,0.5', got {utility!r}{hint}")
+    return ByUtility(as_vector_utility(utility))
 
 
 def checked_num_objectives(given: int | None, of_utility: int | None, of_environments: int | None) -> int:
@@ -100,18 +110,3 @@ def checked_num_objectives(given: int | None, of_utility: int | None, of_environ
         stated = ", ".join(f"{who} has {number}" for who, number in known.items())
         raise ValueError(f"utility: expected as many objectives as the environment pays rewards; {stated}")
     return next(iter(known.values()))
-
-
-def recent_returns(statistics: EpisodeStatistics, num_objectives: int, before: Tensor) -> Tensor:
-    """J [K], the mean return of the last episodes; `before`, or 0, until one has ended."""
-    if not statistics.recent:
-        return before if len(before) else before.new_zeros(num_objectives)
-    means = np.mean([np.atleast_1d(episode["r"]) for episode in statistics.recent], axis=0)
-    return torch.as_tensor(means, dtype=before.dtype, device=before.device)
-
-
-def reward_scales(normalizer: RewardNormalizer | None, like: Tensor) -> Tensor | float:
-    """What a normalised reward is multiplied by to be the environment's, [K]; 1 without normalisation."""
-    if normalizer is None:
-        return 1.0
-    return torch.as_tensor(np.sqrt(np.asarray(normalizer.moments.var) + EPSILON), dtype=like.dtype, device=like.device)

@@ -2,18 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import comb
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from rlopt.envs.base import Environments
 from rlopt.envs.frame_stack import FrameStack
+from rlopt.envs.preferences import Preferences
 from rlopt.envs.vector import Backend, find_spec, make_env, make_envs, missing_extra
+from rlopt.indicators import Floats, simplex_lattice
 
 FRAMES = 4
 # Evaluations play other episodes than training: their seed is the run's plus this.
 EVALUATION_SEED = 1_000_000
+# Preferences that a policy is evaluated for: at most this many, on a lattice that is no finer than this.
+MOST_PREFERENCES, FINEST_PREFERENCES = 60, 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an agent does, in training and in evaluations.
+
+    Attributes:
+        env, backend, env_kwargs, frame_stack: settings of these names.
+        preferences: whether the policy sees weights of the objectives, and acts for them.
+    """
+
+    env: str
+    backend: Backend = "auto"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    frame_stack: int = 1
+    preferences: bool = False
+
+    def training(self, num_envs: int, seed: int | None) -> Environments:
+        """The environments to train in; see `training_envs`.
+
+        Raises:
+            ValueError: as `training_envs`; preferences where one reward is paid.
+        """
+        return self.seen(training_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack), seed=seed)
+
+    def evaluation(self, num_envs: int, seed: int | None, preference: Sequence[float] | None = None) -> Environments:
+        """The environments to evaluate in; see `evaluation_envs`. `preference` [K] fixes what the policy is asked for."""
+        envs = evaluation_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack)
+        return self.seen(envs, preference, seed)
+
+    def seen(self, envs: Environments, preference: Any = None, seed: int | None = None) -> Environments:
+        """These environments as the policy sees them."""
+        if not self.preferences:
+            return envs
+        if paid_rewards(envs) == 1:
+            raise ValueError(f"utility: preferences are weights of several objectives, and {self.env} pays one reward")
+        return Preferences(envs, preference, seed=seed, num_objectives=paid_rewards(envs))
 
 
 def training_envs(
@@ -50,6 +95,27 @@ def suitable_policy(space: spaces.Space) -> str:
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def paid_rewards(envs: Environments) -> int:
+    """K, the rewards of a step. Environments that do not say it are stepped once, and have to be reset then."""
+    if envs.num_objectives is None:
+        envs.reset()
+        envs.step(np.stack([envs.decoder.raw_space.sample() for _ in range(envs.num_envs)]))
+    return envs.num_objectives or 1
+
+
+def known_front(envs: Environments) -> Floats | None:
+    """[F, K], the environment's front of undiscounted returns, if it knows one. A convention of MO-Gymnasium."""
+    front = getattr(envs.get_attr("unwrapped", [0])[0], "pareto_front", None)
+    return np.asarray(front(gamma=1.0), np.float64) if callable(front) else None
+
+
+def preference_lattice(num_objectives: int) -> Floats:
+    """[W, K], evenly spread weights: 21 of two objectives, 55 of three."""
+    fine = range(1, FINEST_PREFERENCES + 1)
+    fitting = [n for n in fine if comb(n + num_objectives - 1, num_objectives - 1) <= MOST_PREFERENCES]
+    return simplex_lattice(num_objectives, max(fitting, default=1))
 
 
 def _atari(env: str, num_envs: int, backend: Backend, seed: int | None, env_kwargs: dict[str, Any]) -> Environments:

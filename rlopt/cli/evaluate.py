@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,17 @@ import tyro
 
 from rlopt import archive
 from rlopt.agents import ALGORITHMS, Agent
+from rlopt.agents.weighing import PREFERENCES
 from rlopt.arguments import check_number
 from rlopt.cli.configuration import YamlMapping
-from rlopt.cli.environments import EVALUATION_SEED, evaluation_envs
+from rlopt.cli.environments import EVALUATION_SEED, Task, preference_lattice
 from rlopt.cli.errors import bad_input_exits
-from rlopt.envs.base import Environments
+from rlopt.envs.preferences import Preferences
 from rlopt.envs.vector import Backend
 from rlopt.evaluation import Evaluation, evaluate
+from rlopt.indicators import Floats
+from rlopt.objectives import check_preferences
+from rlopt.pareto import FILE_NAME
 from rlopt.run_folder import RunFolder
 from rlopt.statistics import as_text
 from rlopt.video import check_mp4, frames_per_second, record_episode, write_mp4
@@ -30,11 +34,14 @@ from rlopt.video import check_mp4, frames_per_second, record_episode, write_mp4
 PROGRAM = "rlopt-evaluate"
 DESCRIPTION = """Play episodes with a trained agent and report their returns.
 
+A policy that was trained for preferences is asked for each of a lattice of them, or for the one that --preference gives.
+
 Examples:
     rlopt-evaluate runs/ppo/CartPole-v1/1
     rlopt-evaluate runs/ppo/CartPole-v1/1 --best --episodes 100 --json
     rlopt-evaluate runs/ppo/CartPole-v1/1/checkpoints/rl_model_50000_steps.zip --video out.mp4
-    rlopt-evaluate agent.zip --env CartPole-v1 --stochastic"""
+    rlopt-evaluate agent.zip --env CartPole-v1 --stochastic
+    rlopt-evaluate runs/ppo/deep-sea-treasure-v0/1 --preference 0.9 0.1"""
 
 Modes = tyro.conf.create_mutex_group(required=False)
 
@@ -46,7 +53,7 @@ class EvaluationSettings:
     run: tyro.conf.Positional[Path]
     """Run folder, or an agent's .zip file."""
     episodes: int = 100
-    """How many to play."""
+    """How many to play, for each preference."""
     best: bool = False
     """Of a run folder, take best_model.zip in place of model.zip."""
     env: str | None = None
@@ -55,6 +62,8 @@ class EvaluationSettings:
     """Passed to the environment, instead of the run's."""
     frame_stack: int | None = None
     """How many of the last observations the agent sees at once; not needed for a run folder, or a file in one."""
+    preference: tuple[float, ...] = ()
+    """Weights of the objectives that a policy trained for preferences is to act for; without it, a table of many."""
     num_envs: int = 8
     """Environments side by side."""
     seed: int = EVALUATION_SEED
@@ -71,19 +80,7 @@ class EvaluationSettings:
     """The last line of standard output is one JSON object; the table goes to standard error."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """Which agent to evaluate, and where."""
-
-    file: Path
-    env: str
-    backend: Backend
-    env_kwargs: dict[str, Any]
-    frame_stack: int
-
-    def envs(self, num_envs: int, seed: int) -> Environments:
-        """The environments to play in."""
-        return evaluation_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack)
+Table = list[tuple[Floats, Evaluation]]  # preferences [K] and what the policy does for each
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> None:
@@ -100,21 +97,26 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(settings, name)}")
         if settings.video is not None:
             check_mp4(settings.video)  # before the work, not after it
-        task = find_task(settings)
-        agent = load_agent(task.file, settings.device)
+        file, task = find_task(settings)
+        agent = load_agent(file, settings.device)
+        task = _as_seen_by(agent, task, settings.preference)
         began = time.perf_counter()
-        evaluation = _evaluate(agent, task, settings)
+        table = task.preferences and not settings.preference
+        outcome = _evaluate_preferences(agent, task, settings) if table else _evaluate(agent, task, settings)
         seconds = time.perf_counter() - began
         if settings.video is not None:
             _write_video(agent, task, settings)
-    print(_table(task, evaluation, settings), file=sys.stderr if settings.json else sys.stdout, flush=True)
+    print(_report(file, task, outcome, settings), file=sys.stderr if settings.json else sys.stdout, flush=True)
     if settings.json:
-        result = {"algo": type(agent).__name__.lower(), "env": task.env, "file": str(task.file)}
-        result |= _numbers(evaluation) | {"deterministic": not settings.stochastic, "seconds": round(seconds, 3)}
+        result: dict[str, Any] = {"algo": type(agent).__name__.lower(), "env": task.env, "file": str(file)}
+        if settings.preference:
+            result["preference"] = list(settings.preference)
+        result |= {"preferences": _numbers_of(outcome)} if isinstance(outcome, list) else _numbers(outcome)
+        result |= {"deterministic": not settings.stochastic, "seconds": round(seconds, 3)}
         print(json.dumps(result | {"video": None if settings.video is None else str(settings.video)}), flush=True)
 
 
-def find_task(settings: EvaluationSettings) -> Task:
+def find_task(settings: EvaluationSettings) -> tuple[Path, Task]:
     """The file and the environment that the flags name; a run's config.yaml tells what they leave out.
 
     Raises:
@@ -126,7 +128,7 @@ def find_task(settings: EvaluationSettings) -> Task:
         config = folder.read_config()
         file = folder.best_model if settings.best else folder.model
         if not file.is_file():
-            hint = "train with --eval-freq to keep the best" if settings.best else "did its training end?"
+            hint = _no_best(folder) if settings.best else "did its training end?"
             raise ValueError(f"run: {path} has no {file.name}; {hint}")
     else:
         if settings.best:
@@ -145,7 +147,7 @@ def find_task(settings: EvaluationSettings) -> Task:
     # What the agent sees, whatever the environment; runs of older versions have no word of it.
     frame_stack = settings.frame_stack or config.get("frame_stack", 1)
     check_number("frame_stack", frame_stack, positive=True, whole=True)
-    return Task(file, str(env), backend, env_kwargs, frame_stack)
+    return file, Task(str(env), backend, env_kwargs, frame_stack)
 
 
 def load_agent(file: Path, device: str) -> Agent:
@@ -164,15 +166,50 @@ def load_agent(file: Path, device: str) -> Agent:
     return classes[name].load(file, device=device)
 
 
+def _no_best(folder: RunFolder) -> str:
+    if (folder.path / FILE_NAME).is_file():
+        return f"of several objectives no model is best; {FILE_NAME} has those that none dominates"
+    return "train with --eval-freq to keep the best"
+
+
+def _as_seen_by(agent: Agent, task: Task, preference: tuple[float, ...]) -> Task:
+    """The task, with preferences if the agent was trained for them.
+
+    Raises:
+        ValueError: a preference for an agent that takes none, or one that is not K weights with sum 1.
+    """
+    if getattr(agent, "utility", None) != PREFERENCES:
+        if preference:
+            raise ValueError("preference: expected an agent that was trained with --utility preferences; this one takes none")
+        return task
+    if preference:
+        if len(preference) != agent.num_objectives:
+            raise ValueError(f"preference: expected {agent.num_objectives} numbers, one an objective, got {len(preference)}")
+        check_preferences(preference, "preference")
+    return replace(task, preferences=True)
+
+
 def _evaluate(agent: Agent, task: Task, settings: EvaluationSettings) -> Evaluation:
     num_envs = min(settings.num_envs, settings.episodes)
-    with contextlib.closing(task.envs(num_envs, settings.seed)) as envs:
+    with contextlib.closing(task.evaluation(num_envs, settings.seed, settings.preference or None)) as envs:
         return evaluate(agent, envs, settings.episodes, not settings.stochastic, settings.seed)
+
+
+def _evaluate_preferences(agent: Agent, task: Task, settings: EvaluationSettings) -> Table:
+    """All preferences in the same environments, with the same random numbers."""
+    num_envs = min(settings.num_envs, settings.episodes)
+    with contextlib.closing(task.evaluation(num_envs, settings.seed)) as envs:
+        assert isinstance(envs, Preferences)
+        table = []
+        for weights in preference_lattice(envs.size):
+            envs.fix(weights)
+            table.append((weights, evaluate(agent, envs, settings.episodes, not settings.stochastic, settings.seed)))
+        return table
 
 
 def _write_video(agent: Agent, task: Task, settings: EvaluationSettings) -> None:
     assert settings.video is not None
-    with contextlib.closing(task.envs(1, settings.seed)) as envs:
+    with contextlib.closing(task.evaluation(1, settings.seed, settings.preference or None)) as envs:
         frames = record_episode(agent, envs, not settings.stochastic, settings.seed)
         write_mp4(frames, settings.video, frames_per_second(envs))
 
@@ -189,17 +226,48 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _table(task: Task, evaluation: Evaluation, settings: EvaluationSettings) -> str:
-    returns, lengths = evaluation.returns, evaluation.lengths
+def _numbers_of(table: Table) -> list[dict[str, Any]]:
+    return [
+        {"preference": weights.tolist(), "utility": _utility(weights, evaluation), **_numbers(evaluation)}
+        for weights, evaluation in table
+    ]
+
+
+def _utility(weights: Floats, evaluation: Evaluation) -> float:
+    """⟨w, J⟩ of the mean returns."""
+    return float(weights @ np.asarray(evaluation.mean))
+
+
+def _report(file: Path, task: Task, outcome: Evaluation | Table, settings: EvaluationSettings) -> str:
     mode = "stochastic" if settings.stochastic else "deterministic"
+    each = " for each preference" if isinstance(outcome, list) else ""
     lines = {
-        "agent": str(task.file),
+        "agent": str(file),
         "environment": task.env,
-        "episodes": f"{len(returns)} {mode}",
+        "episodes": f"{settings.episodes} {mode}{each}",
+        **({"preference": as_text(settings.preference, "g")} if settings.preference else {}),
+        **({} if isinstance(outcome, list) else _lines(outcome)),
+        **({} if settings.video is None else {"video": str(settings.video)}),
+    }
+    text = "\n".join(f"{name:<12} {line}" for name, line in lines.items())
+    return f"{text}\n\n{_table(outcome)}" if isinstance(outcome, list) else text
+
+
+def _table(table: Table) -> str:
+    """A line for each preference."""
+    rows = [("preference", "return", "utility", "length")]
+    for weights, evaluation in table:
+        utility = f"{_utility(weights, evaluation):.2f}"
+        rows.append((as_text(weights), as_text(evaluation.mean), utility, f"{evaluation.mean_length:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _lines(evaluation: Evaluation) -> dict[str, str]:
+    returns, lengths = evaluation.returns, evaluation.lengths
+    return {
         "return": f"{as_text(evaluation.mean)} ± {as_text(evaluation.std)}",
         "  median": as_text(evaluation.median),
         "  min, max": f"{as_text(np.min(returns, 0))}, {as_text(np.max(returns, 0))}",
         "length": f"{evaluation.mean_length:.1f} ({min(lengths)} to {max(lengths)})",
-        **({} if settings.video is None else {"video": str(settings.video)}),
     }
-    return "\n".join(f"{name:<12} {text}" for name, text in lines.items())

@@ -28,7 +28,8 @@ Examples:
     rlopt-train --algo ppo --env CartPole-v1
     rlopt-train --env HalfCheetah-v5 --total-timesteps 1000000 --seed 3 --eval-freq 50000
     rlopt-train --env Pendulum-v1 --learning-rate linear:1e-3 --policy-kwargs "{net_arch: [64, 64], activation_fn: ReLU}"
-    rlopt-train --config runs/ppo/CartPole-v1/1/config.yaml --seed 1 --json"""
+    rlopt-train --config runs/ppo/CartPole-v1/1/config.yaml --seed 1 --json
+    rlopt-train --env deep-sea-treasure-v0 --utility preferences --reference 0 -50 --eval-freq 20000"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,12 @@ class RunSettings:
     eval_freq: int = 0
     """Environment steps between evaluations, which keep the best model; 0 evaluates only at the end."""
     eval_episodes: int = 20
-    """Episodes of every evaluation, deterministic and with a seed of their own."""
+    """Episodes of every evaluation, and of each preference, with a seed of their own."""
+    eval_stochastic: bool = False
+    """Evaluations sample actions, as in training: some utilities are best served by a mixture."""
+    reference: tuple[float, ...] = ()
+    """Of several objectives: a number for each, worse than all that one cares for. Evaluations then keep an archive of what
+    was not dominated, and tell its hypervolume above this point."""
     save_freq: int = 0
     """Environment steps between checkpoints; 0 saves only the final model."""
     run_dir: Path = Path("runs")
@@ -96,13 +102,14 @@ class Settings:
 
     def constructor_arguments(self) -> dict[str, Any]:
         """The hyper-parameters by name, as plain data."""
-        values = {item.name: getattr(self.hyperparameters, item.name) for item in dataclasses.fields(self.hyperparameters)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return _plain(
+            {item.name: getattr(self.hyperparameters, item.name) for item in dataclasses.fields(self.hyperparameters)}
+        )
 
     def configuration(self) -> dict[str, Any]:
         """All that determines the run, as plain data that `--config` reads."""
         run = {name: value for name, value in vars(self.run).items() if name not in ABOUT_OUTPUT}
-        return run | self.constructor_arguments()
+        return _plain(run) | self.constructor_arguments()
 
 
 def parse_settings(argv: list[str], program: str = "rlopt-train") -> Settings:
@@ -168,6 +175,11 @@ def _first_look(argv: list[str], program: str) -> dict[str, str]:
     for name in (*_DECISIVE, "config"):
         parser.add_argument(f"--{name}")
     return vars(parser.parse_known_args(argv)[0])
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Sequences as lists, which is what YAML reads."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _check_ranges(run: RunSettings) -> None:

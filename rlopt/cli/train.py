@@ -18,15 +18,26 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.logger import configure
 
 from rlopt.agents import Agent
+from rlopt.agents.weighing import PREFERENCES
 from rlopt.cli.configuration import with_classes
-from rlopt.cli.environments import EVALUATION_SEED, evaluation_envs, suitable_policy, training_envs
+from rlopt.cli.environments import (
+    EVALUATION_SEED,
+    Task,
+    known_front,
+    paid_rewards,
+    preference_lattice,
+    suitable_policy,
+)
 from rlopt.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, bad_input_exits
 from rlopt.cli.progress import TrainingProgress
 from rlopt.cli.settings import RunSettings, Settings, parse_settings
 from rlopt.envs.base import EnvironmentFault, Environments
 from rlopt.envs.facade import as_vec_env
+from rlopt.envs.preferences import Preferences
 from rlopt.evaluation import Evaluation, evaluate
+from rlopt.indicators import hypervolume
 from rlopt.logging import add_configuration, add_hyperparameters, add_video
+from rlopt.pareto_callback import ParetoCallback
 from rlopt.run_folder import EpisodeLog, RunFolder, create_run_folder
 from rlopt.statistics import as_text, by_objective
 from rlopt.video import frames_per_second, gif_bytes, record_episode
@@ -35,6 +46,8 @@ PROGRAM = "rlopt-train"
 # Evaluation environments side by side: the policy is evaluated for all at once.
 MAX_EVALUATION_ENVS = 8
 MAX_VIDEO_FRAMES = 500
+# Errors of these arguments show in training only: an environment that pays other rewards, a return beyond f's domain.
+SHOWN_BY_TRAINING = ("env: ", "utility: ", "reference: ")
 
 
 @dataclass(frozen=True)
@@ -42,10 +55,16 @@ class Run:
     """Everything a run needs before it begins."""
 
     settings: Settings
+    task: Task
     agent: Agent
     folder: RunFolder
     evaluation_envs: Environments
     callbacks: list[BaseCallback]
+
+    @property
+    def pareto(self) -> ParetoCallback | None:
+        """What keeps the archive, where there are several objectives and a reference point."""
+        return next((callback for callback in self.callbacks if isinstance(callback, ParetoCallback)), None)
 
     def close(self) -> None:
         """Release the log files and the environments."""
@@ -82,9 +101,13 @@ def _train(run: Run) -> None:
         print(f"{PROGRAM}: training failed: {error}; saved {run.folder.model}", file=sys.stderr)
         raise SystemExit(FAILED) from None
     except ValueError as error:
-        if not str(error).startswith("env: "):  # what only the first steps show, such as a reward for each objective
+        if not str(error).startswith(SHOWN_BY_TRAINING):
             raise
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        saved = ""
+        if not str(error).startswith("env: "):  # which the first steps show, before anything was learned
+            run.agent.save(run.folder.model)
+            saved = f"; saved {run.folder.model}"
+        print(f"{PROGRAM}: error: {error}{saved}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
     finish(run, seconds, human)
 
@@ -97,14 +120,13 @@ def prepare(settings: Settings) -> Run:
         ImportError: the environment needs a package that is not installed.
     """
     chosen = settings.run
-    task: dict[str, Any] = {"env_kwargs": chosen.env_kwargs, "frame_stack": chosen.frame_stack}
-    envs = training_envs(chosen.env, chosen.num_envs, chosen.backend, chosen.seed, **task)
-    num_evaluation_envs = min(chosen.eval_episodes, MAX_EVALUATION_ENVS)
-    evaluating = evaluation_envs(chosen.env, num_evaluation_envs, chosen.backend, chosen.seed + EVALUATION_SEED, **task)
-    if chosen.eval_freq and (envs.num_objectives or 1) > 1:
-        raise ValueError(f"eval_freq: expected 0, as {chosen.env} pays {envs.num_objectives} rewards: which model is best?")
-    policy = suitable_policy(envs.encoder.space) if chosen.policy == "auto" else chosen.policy
     arguments = settings.constructor_arguments()
+    preferences = arguments.get("utility") == PREFERENCES
+    task = Task(chosen.env, chosen.backend, chosen.env_kwargs, chosen.frame_stack, preferences)
+    envs = task.training(chosen.num_envs, chosen.seed)
+    evaluating = task.evaluation(min(chosen.eval_episodes, MAX_EVALUATION_ENVS), chosen.seed + EVALUATION_SEED)
+    _check_reference(chosen, evaluating)
+    policy = suitable_policy(envs.encoder.space) if chosen.policy == "auto" else chosen.policy
     policy_kwargs = with_classes(arguments.pop("policy_kwargs"))
     agent = settings.algorithm(policy, envs, policy_kwargs=policy_kwargs, seed=chosen.seed, device=chosen.device, **arguments)  # type: ignore[call-arg]
     folder = create_run_folder(chosen.run_dir, chosen.algo, chosen.env, chosen.run_name)
@@ -112,7 +134,7 @@ def prepare(settings: Settings) -> Run:
     folder.write_description(configuration)
     agent.set_logger(configure(str(folder.path), [*(["stdout"] if chosen.verbose else []), "csv", "tensorboard"]))
     add_configuration(agent.logger, configuration)
-    return Run(settings, agent, folder, evaluating, _callbacks(chosen, folder, evaluating))
+    return Run(settings, task, agent, folder, evaluating, _callbacks(chosen, task, folder, evaluating))
 
 
 def learn(run: Run) -> float:
@@ -128,11 +150,12 @@ def finish(run: Run, seconds: float, human: TextIO) -> None:
     """Save, evaluate, record and report."""
     chosen, agent = run.settings.run, run.agent
     agent.save(run.folder.model)
-    evaluation = evaluate(agent, run.evaluation_envs, chosen.eval_episodes, seed=chosen.seed + EVALUATION_SEED)
+    episodes, seed = chosen.eval_episodes, chosen.seed + EVALUATION_SEED
+    evaluation = evaluate(agent, run.evaluation_envs, episodes, not chosen.eval_stochastic, seed)
     result = _result(run, evaluation, seconds)
     outcomes: dict[str, float] = {}
-    for key in ("mean_return", "eval_mean_return", "eval_std_return", "steps_per_second"):
-        if result[key] is not None:
+    for key in ("mean_return", "eval_mean_return", "eval_std_return", "steps_per_second", "hypervolume"):
+        if result.get(key) is not None:
             outcomes |= by_objective(f"result/{key}", result[key])
     tuned = {"algo": chosen.algo, "env": chosen.env, "seed": chosen.seed, "num_envs": chosen.num_envs}
     add_hyperparameters(agent.logger, tuned | run.settings.constructor_arguments(), outcomes, agent.num_timesteps)
@@ -143,13 +166,31 @@ def finish(run: Run, seconds: float, human: TextIO) -> None:
         print(json.dumps(result, allow_nan=False), flush=True)
 
 
-def _callbacks(chosen: RunSettings, folder: RunFolder, envs: Environments) -> list[BaseCallback]:
+def _check_reference(chosen: RunSettings, envs: Environments) -> None:
+    """Raises ValueError unless there is a reference point where evaluations need one, a number for each reward."""
+    if chosen.reference:
+        paid = paid_rewards(envs)
+        if paid == 1:
+            raise ValueError(
+                f"reference: {chosen.env} pays one reward, whose evaluations need no reference point; leave it out"
+            )
+        hypervolume(np.empty((0, paid)), chosen.reference)  # which says what is wrong with it, or that moocore is missing
+    elif chosen.eval_freq and (envs.num_objectives or 1) > 1:
+        raise ValueError(
+            f"eval_freq: {chosen.env} pays {envs.num_objectives} rewards, of which no model is best; give --reference, "
+            f"{envs.num_objectives} numbers worse than all that you care for, to keep an archive"
+        )
+
+
+def _callbacks(chosen: RunSettings, task: Task, folder: RunFolder, envs: Environments) -> list[BaseCallback]:
     """SB3's callbacks count calls, one for a step of all environments."""
     callbacks: list[BaseCallback] = []
     if chosen.save_freq:
         calls = max(chosen.save_freq // chosen.num_envs, 1)
         callbacks.append(CheckpointCallback(calls, str(folder.checkpoints), name_prefix="rl_model"))
-    if chosen.eval_freq:
+    if chosen.reference:
+        callbacks.append(_pareto_callback(chosen, task, folder, envs))
+    elif chosen.eval_freq:
         vec_env = as_vec_env(envs)
         vec_env.seed(chosen.seed + EVALUATION_SEED)
         callbacks.append(
@@ -159,19 +200,44 @@ def _callbacks(chosen: RunSettings, folder: RunFolder, envs: Environments) -> li
                 eval_freq=max(chosen.eval_freq // chosen.num_envs, 1),
                 log_path=str(folder.path),
                 best_model_save_path=str(folder.path),
+                deterministic=not chosen.eval_stochastic,
                 verbose=0,
             )
         )
     return callbacks
 
 
+def _pareto_callback(chosen: RunSettings, task: Task, folder: RunFolder, envs: Environments) -> ParetoCallback:
+    """An archive in the run folder; with preferences, of what the policy reaches for each of a lattice of them."""
+    if task.preferences:
+        assert isinstance(envs, Preferences)
+        inner = envs.envs  # evaluations follow one another, so that all preferences may share the environments
+        which: dict[str, Any] = {
+            "make_eval_envs": lambda weights: task.seen(inner, weights),
+            "preferences": preference_lattice(envs.size),
+        }
+    else:
+        which = {"eval_env": envs}
+    return ParetoCallback(
+        **which,
+        reference=chosen.reference,
+        eval_freq=chosen.eval_freq or sys.maxsize,  # once, at the end
+        n_eval_episodes=chosen.eval_episodes,
+        front=known_front(envs),
+        folder=folder.path,
+        deterministic=not chosen.eval_stochastic,
+        seed=chosen.seed + EVALUATION_SEED,
+    )
+
+
 def _add_video(run: Run) -> None:
     """An episode in the Images tab; an environment without pictures costs only a message."""
     chosen = run.settings.run
-    envs = evaluation_envs(chosen.env, 1, chosen.backend, chosen.seed, chosen.env_kwargs, chosen.frame_stack)
+    envs = run.task.evaluation(1, chosen.seed)
     with contextlib.closing(envs):
         try:
-            frames = record_episode(run.agent, envs, seed=chosen.seed + EVALUATION_SEED, max_frames=MAX_VIDEO_FRAMES)
+            seed = chosen.seed + EVALUATION_SEED
+            frames = record_episode(run.agent, envs, not chosen.eval_stochastic, seed, max_frames=MAX_VIDEO_FRAMES)
         except ValueError as error:
             print(f"{PROGRAM}: {error}", file=sys.stderr)
             return
@@ -195,7 +261,14 @@ def _result(run: Run, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "steps_per_second": round(agent.num_timesteps / seconds, 1),
         "run_dir": str(run.folder.path),
+        **({} if run.pareto is None else _front(run.pareto)),
     }
+
+
+def _front(pareto: ParetoCallback) -> dict[str, Any]:
+    """What a run of several objectives has besides: its archive, and the point from which the hypervolume counts."""
+    points, reference = pareto.archive.points, pareto.reference
+    return {"hypervolume": hypervolume(points, reference), "archive_size": len(points), "reference": reference.tolist()}
 
 
 def _headline(run: Run) -> str:
@@ -210,16 +283,28 @@ def _summary(run: Run, result: dict[str, Any]) -> str:
     window, episodes = len(run.agent.ep_info_buffer), run.settings.run.eval_episodes
     training = f"{as_text(result['mean_return'])} (last {window} of {result['episodes']})" if window else "no episode ended"
     folder = shlex.quote(str(run.folder.path))
+    mode = "stochastic" if run.settings.run.eval_stochastic else "deterministic"
+    drawn = ", preferences drawn" if run.task.preferences else ""
     lines = {
         "training return": training,
         "evaluation": f"{as_text(result['eval_mean_return'])} ± {as_text(result['eval_std_return'])} "
-        f"({episodes} deterministic episodes)",
+        f"({episodes} {mode} episodes{drawn})",
+        **({} if run.pareto is None else _front_lines(result)),
         "speed": f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s",
         "run folder": str(run.folder.path),
         "look": f"{_program('tensorboard')} --logdir {folder}",
+        **({} if run.pareto is None else {"front": f"{_program('rlopt-plot')} {folder} --front --out front.png"}),
         "play": f"{_program('rlopt-evaluate')} {folder} --video {shlex.quote(str(run.folder.path / 'video.mp4'))}",
     }
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
+
+
+def _front_lines(result: dict[str, Any]) -> dict[str, str]:
+    size = result["archive_size"]
+    return {
+        "archive": f"{size} point{'' if size == 1 else 's'} that no other dominates",
+        "hypervolume": f"{result['hypervolume']:.6g} above {as_text(result['reference'], 'g')}",
+    }
 
 
 def _program(name: str) -> str:

@@ -47,12 +47,14 @@ class Environments(ABC):
         encoder, decoder: between the environments' spaces and the policy's.
         resets_on_next_step: True if a finished environment is reset by the next `step`, whose row does not count.
         restarts_rows: True if `restart` begins new episodes in some environments and leaves the others alone.
+        group_size: G, how many environments in a row begin their episodes together, from one seed; see `Paired`.
         monitored: True if SB3's `Monitor` reports real episodes in `info["episode"]`.
         name: for messages.
     """
 
     resets_on_next_step = False
     restarts_rows = False
+    group_size = 1
     monitored = False
     _reuse_warned = False
     _announced = Announced()
@@ -84,8 +86,13 @@ class Environments(ABC):
         possible. At least one is active; None is all.
         """
 
-    def restart(self, rows: Array) -> ArrayTree:
-        """First observations [F, *obs] of new episodes in the environments `rows` [F], ascending, mid-episode or not."""
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        """First observations [F, *obs] of new episodes in the environments `rows` [F], ascending, mid-episode or not.
+
+        Args:
+            rows: [F].
+            seeds: of these episodes, [F], each alone with its random numbers; None goes on with seeds of the environments' own.
+        """
         raise NotImplementedError(f"{self.name} cannot restart single environments")
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from rlopt.envs.row_generators import RowGenerators
 from rlopt.envs.spaces import Array, ArrayTree
 
 
@@ -23,9 +25,12 @@ class FiniteHorizonVectorEnv(VectorEnv):
     Attributes:
         states: [N, *state], the current states; observations are made from them.
         reward_space: of K rewards, shape (K,); None for one.
+        draws_by_copy: whether every array of random numbers has one row for each copy, so that copies can have seeds of
+            their own.
     """
 
     reward_space: spaces.Box | None = None
+    draws_by_copy = True
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012
 
@@ -38,15 +43,24 @@ class FiniteHorizonVectorEnv(VectorEnv):
         self.ended = np.ones(num_envs, bool)
         self.states: Array | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[ArrayTree, dict[str, Any]]:
-        """New episodes in all environments, or where `options["reset_mask"]` [N] is True."""
-        super().reset(seed=seed)
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ArrayTree, dict[str, Any]]:
+        """New episodes in all environments, or where `options["reset_mask"]` [N] is True.
+
+        One `seed` is for all copies together. With a sequence of N every copy draws from a generator of its own, which
+        costs some microseconds each; where it says None the copy's generator goes on.
+        """
+        if isinstance(seed, Sequence):
+            self._seed_copies(seed)
+        else:
+            super().reset(seed=seed)
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
         if mask.shape != (self.num_envs,) or mask.dtype != bool:
             raise ValueError(f"reset_mask: expected ({self.num_envs},) booleans, got {mask.dtype} {mask.shape}")
         if self.states is None and not mask.all():
             raise ValueError("reset_mask: the first reset begins all episodes")
-        first = self._first_states(int(mask.sum()))
+        first = self._first_states_of(mask)
         self.states = first if self.states is None else self.states.copy()
         self.states[mask] = first
         self.steps[mask], self.ended[mask] = 0, False
@@ -65,6 +79,30 @@ class FiniteHorizonVectorEnv(VectorEnv):
         truncated = (self.steps >= self.horizon) & ~terminated
         self.ended = terminated | truncated
         return self._observations(self.states), rewards, terminated, truncated, {}
+
+    def _seed_copies(self, seeds: Sequence[int | None]) -> None:
+        if not self.draws_by_copy:
+            raise ValueError(f"seed: {type(self).__name__} draws for all copies together; step single copies (backend 'sync')")
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed: expected one, or {self.num_envs}, got {len(seeds)}")
+        shared: Any = self.np_random
+        going_on = shared.generators if isinstance(shared, RowGenerators) else shared.spawn(self.num_envs)
+        pairs = zip(seeds, going_on, strict=True)
+        generators: Any = RowGenerators([old if seed is None else np.random.default_rng(seed) for seed, old in pairs])
+        self.np_random = generators
+
+    def _first_states_of(self, mask: Array) -> Array:
+        """States in which the episodes of these copies begin, drawn from their generators."""
+        shared: Any = self.np_random
+        if not isinstance(shared, RowGenerators):
+            return self._first_states(int(mask.sum()))
+        every: Any = shared
+        theirs: Any = shared.of(mask)
+        self.np_random = theirs
+        try:
+            return self._first_states(int(mask.sum()))
+        finally:
+            self.np_random = every
 
     @abstractmethod
     def _first_states(self, num: int) -> Array:

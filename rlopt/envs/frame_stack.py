@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +52,8 @@ class FrameStack(EnvironmentsWrapper):
         self._frames = self._pushed(self._empty(self.num_envs), self.envs.reset(seed))
         return self._tree(self._frames)
 
-    def restart(self, rows: Array) -> ArrayTree:
-        begun = self._pushed(self._empty(len(rows)), self.envs.restart(rows))
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        begun = self._pushed(self._empty(len(rows)), self.envs.restart(rows, seeds))
         self._frames = self._replaced(self._frames, rows, begun)
         return self._tree(begun)
 

@@ -100,10 +100,10 @@ class GymnasiumEnvironments(Environments):
             self._warn_if_reused(step)
         return step
 
-    def restart(self, rows: Array) -> ArrayTree:
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
         if not self.restarts_rows:
-            return super().restart(rows)
-        encoded = self._reset_rows(np.isin(np.arange(self.num_envs), rows))
+            return super().restart(rows, seeds)
+        encoded = self._reset_rows(np.isin(np.arange(self.num_envs), rows), seeds)
         return map_arrays(lambda array: array[rows], encoded)
 
     def close(self) -> None:
@@ -130,10 +130,14 @@ class GymnasiumEnvironments(Environments):
         frames = self.env.render()
         return list(frames) if frames is not None else [None] * self.num_envs
 
-    def _reset_rows(self, mask: Array) -> ArrayTree:
-        """The observations of all environments, [N, *obs], after a reset of those in `mask` [N]."""
+    def _reset_rows(self, mask: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        """The observations of all environments, [N, *obs], after a reset of those in `mask` [N], with these seeds [F]."""
+        seed: list[int | None] | None = None
+        if seeds is not None:
+            given = iter(seeds)
+            seed = [int(next(given)) if reset else None for reset in mask]  # a NumPy integer is not taken for one
         # `reset_mask` is popped from the dictionary: it must be a fresh one
-        observations, _ = self.env.reset(options={"reset_mask": mask.copy()})
+        observations, _ = self.env.reset(seed=seed, options={"reset_mask": mask.copy()})
         return self._copied(observations)
 
     def _copied(self, observations: Any) -> ArrayTree:

@@ -6,6 +6,7 @@ environment shows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +106,8 @@ class Memory(EnvironmentsWrapper):
         self._reset_pending[:] = False
         return self.space.join(self.envs.reset(seed), self.space.initial(self.num_envs))
 
-    def restart(self, rows: Array) -> ArrayTree:
-        return self.space.join(self.envs.restart(rows), self.space.initial(len(rows)))
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        return self.space.join(self.envs.restart(rows, seeds), self.space.initial(len(rows)))
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         action, memory = self.decoder.space.split(actions)

@@ -104,9 +104,14 @@ class RewardNormalizer:
         self.returns = np.where(counted, self.returns * self.gamma + rewards, self.returns)
         if valid.any():
             self.moments.update(self.returns[valid])
-        scaled = np.clip(rewards / np.sqrt(self.moments.var + EPSILON), -self.clip, self.clip)
+        scaled = np.clip(rewards / self.deviations, -self.clip, self.clip)
         self.returns[terminated if self.carry_across_truncation else terminated | truncated] = 0.0
         return scaled
+
+    @property
+    def deviations(self) -> Array:
+        """What rewards are divided by now, a number or [K]."""
+        return np.sqrt(np.asarray(self.moments.var) + EPSILON)
 
     def begin(self) -> None:
         """All environments start new episodes."""

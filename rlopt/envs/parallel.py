@@ -82,10 +82,14 @@ class AsyncEnvironments(Environments):
         self.episodes[[rows[row] for row in step.final_rows]] += 1
         return step if all(asked) else spread(step, rows, self.num_envs)
 
-    def restart(self, rows: Array) -> ArrayTree:
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
         self.episodes[rows] += 1
         shares = [np.intersect1d(rows, share) - share[0] for share in self._shares]
-        observations = concatenate(self._ask("restart", [(share,) for share in shares], [len(share) > 0 for share in shares]))
+        ends = np.cumsum([len(share) for share in shares])
+        parts = [None if seeds is None else seeds[end - len(share) : end] for share, end in zip(shares, ends, strict=True)]
+        observations = concatenate(
+            self._ask("restart", list(zip(shares, parts, strict=True)), [len(share) > 0 for share in shares])
+        )
         assert observations is not None
         return observations
 

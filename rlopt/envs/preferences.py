@@ -89,8 +89,8 @@ class Preferences(EnvironmentsWrapper):
         self._begin(np.arange(self.num_envs))
         return self._joined(observations, self.preferences)
 
-    def restart(self, rows: Array) -> ArrayTree:
-        observations = self.envs.restart(rows)
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        observations = self.envs.restart(rows, seeds)
         self._begin(rows)
         return self._joined(observations, self.preferences[rows])
 

@@ -84,6 +84,8 @@ class QueuesVectorEnv(FiniteHorizonVectorEnv):
         num_envs: N.
     """
 
+    draws_by_copy = False
+
     def __init__(self, problem: Queues, num_envs: int = 1):
         longest = math.log1p(CAPACITY) if problem.log1p else CAPACITY
         seen = spaces.Box(0.0, longest, (problem.num_queues,), np.float32)

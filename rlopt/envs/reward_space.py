@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-from gymnasium.vector import VectorRewardWrapper
+from gymnasium.vector import VectorEnv, VectorRewardWrapper
+from stable_baselines3.common.vec_env import VecEnv
 
 # Whose wrappers keep the shape of a reward, except for those that are named below.
 TRANSPARENT = ("gymnasium.", "mo_gymnasium.")
@@ -51,8 +52,11 @@ def _is_weighted_sum(layer: Any) -> bool:
 
 def _inside(layer: Any) -> Any:
     """What a wrapper is around, or the first of the environments in a container; None if there is nothing."""
-    for name in ("env", "venv"):
-        if name in vars(layer):
-            return vars(layer)[name]
-    contained = vars(layer).get("envs")
-    return contained[0] if isinstance(contained, list | tuple) and contained else None
+    attributes = getattr(layer, "__dict__", {})
+    contained = attributes.get("envs")
+    candidates = [
+        attributes.get("env"),
+        attributes.get("venv"),
+        *(contained[:1] if isinstance(contained, list | tuple) else ()),
+    ]
+    return next((inner for inner in candidates if isinstance(inner, gym.Env | VectorEnv | VecEnv)), None)

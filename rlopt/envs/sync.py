@@ -84,8 +84,9 @@ class SyncEnvironments(Environments):
         )
         return step if len(stepped) == self.num_envs else spread(step, stepped, self.num_envs)
 
-    def restart(self, rows: Array) -> ArrayTree:
-        return self._encode([self._begin_episode(int(row)) for row in rows])
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        given = [None] * len(rows) if seeds is None else seeds
+        return self._encode([self._begin_episode(int(row), seed) for row, seed in zip(rows, given, strict=True)])
 
     def close(self) -> None:
         for env in self.envs:
@@ -122,8 +123,9 @@ class SyncEnvironments(Environments):
             shapes = sorted({np.shape(reward) for reward in rewards})
             raise EnvironmentFault(f"{self.name}: rewards are not numbers, or their shapes differ: {shapes}") from error
 
-    def _begin_episode(self, index: int) -> Any:
-        seed = episode_seed(self.run_seed, self.first_index + index, int(self.episodes[index]))
+    def _begin_episode(self, index: int, seed: int | None = None) -> Any:
+        if seed is None:
+            seed = episode_seed(self.run_seed, self.first_index + index, int(self.episodes[index]))
         self.episodes[index] += 1
         observation, _ = self.envs[index].reset(seed=seed)
         return observation

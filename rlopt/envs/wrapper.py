@@ -24,6 +24,7 @@ class EnvironmentsWrapper(Environments):
         self.envs = envs
         self.resets_on_next_step = envs.resets_on_next_step
         self.restarts_rows = envs.restarts_rows
+        self.group_size = envs.group_size
         self.monitored = envs.monitored
 
     @property
@@ -33,8 +34,8 @@ class EnvironmentsWrapper(Environments):
     def reset(self, seed: int | None = None) -> ArrayTree:
         return self.envs.reset(seed)
 
-    def restart(self, rows: Array) -> ArrayTree:
-        return self.envs.restart(rows)
+    def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
+        return self.envs.restart(rows, seeds)
 
     def close(self) -> None:
         self.envs.close()

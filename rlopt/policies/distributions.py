@@ -71,6 +71,16 @@ class Categorical(NamedTuple):
             gradient -= entropy_weight * probabilities * (finite + self.entropy().unsqueeze(-1))
         return (gradient,)
 
+    def divergence_from(self, old: Categorical) -> Tensor:
+        """KL(old ‖ self), [B]: infinite where `old` chooses what this never does."""
+        taken = old.log_probabilities > -torch.inf  # what is never chosen contributes 0, not NaN
+        before, after = (x.log_probabilities.masked_fill(~taken, 0.0) for x in (old, self))
+        return (old.log_probabilities.exp() * (before - after)).sum(-1)
+
+    def pull_back_divergence(self, old: Categorical, weights: Tensor) -> tuple[Tensor, ...]:
+        """∂/∂logits of Σ_b weights_b KL_b(old ‖ self), [B, n]."""
+        return (weights.unsqueeze(-1) * (self.log_probabilities.exp() - old.log_probabilities.exp()),)
+
     def mode(self) -> Tensor:
         return self.log_probabilities.argmax(-1)
 
@@ -97,6 +107,15 @@ class MultiCategorical(NamedTuple):
         """∂/∂logits of Σ_b weights_b log π(a_b | s_b) + entropy_weight Σ_b H_b, [B, Σ n_i]."""
         parts = zip(self.parts, actions.unbind(-1), strict=True)
         return (torch.cat([part.pull_back(a, weights, entropy_weight)[0] for part, a in parts], -1),)
+
+    def divergence_from(self, old: MultiCategorical) -> Tensor:
+        """KL(old ‖ self), [B]."""
+        return torch.stack([new.divergence_from(past) for new, past in zip(self.parts, old.parts, strict=True)]).sum(0)
+
+    def pull_back_divergence(self, old: MultiCategorical, weights: Tensor) -> tuple[Tensor, ...]:
+        """∂/∂logits of Σ_b weights_b KL_b(old ‖ self), [B, Σ n_i]."""
+        pairs = zip(self.parts, old.parts, strict=True)
+        return (torch.cat([new.pull_back_divergence(past, weights)[0] for new, past in pairs], -1),)
 
     def mode(self) -> Tensor:
         return torch.stack([part.mode() for part in self.parts], -1)
@@ -125,6 +144,16 @@ class Bernoulli(NamedTuple):
         p = self.logits.sigmoid()
         gradient = weights.unsqueeze(-1) * (actions - p)
         return (gradient - entropy_weight * self.logits * p * (1.0 - p) if entropy_weight else gradient,)
+
+    def divergence_from(self, old: Bernoulli) -> Tensor:
+        """KL(old ‖ self), [B]."""
+        # p (l_old − l) + log σ(−l_old) − log σ(−l), with log σ(−l) = −softplus(l)
+        change = old.logits.sigmoid() * (old.logits - self.logits)
+        return (change + functional.softplus(self.logits) - functional.softplus(old.logits)).sum(-1)
+
+    def pull_back_divergence(self, old: Bernoulli, weights: Tensor) -> tuple[Tensor, ...]:
+        """∂/∂logits of Σ_b weights_b KL_b(old ‖ self), [B, A]."""
+        return (weights.unsqueeze(-1) * (self.logits.sigmoid() - old.logits.sigmoid()),)
 
     def mode(self) -> Tensor:
         return (self.logits > 0).long()
@@ -155,6 +184,20 @@ class DiagonalGaussian(NamedTuple):
         of_log_std = (weighted * z).sum(0) - weights.sum() + entropy_weight * len(actions)
         return weighted * inverse, of_log_std
 
+    def divergence_from(self, old: DiagonalGaussian) -> Tensor:
+        """KL(old ‖ self), [B]."""
+        z = (self.mean - old.mean) * (-self.log_std).exp()
+        log_ratio = old.log_std - self.log_std
+        return (0.5 * (torch.expm1(2.0 * log_ratio) + z.square()) - log_ratio).sum(-1)
+
+    def pull_back_divergence(self, old: DiagonalGaussian, weights: Tensor) -> tuple[Tensor, ...]:
+        """∂/∂mean [B, A] and ∂/∂log_std [A] of Σ_b weights_b KL_b(old ‖ self)."""
+        inverse = (-self.log_std).exp()
+        z = (self.mean - old.mean) * inverse
+        spread = torch.expm1(2.0 * (old.log_std - self.log_std))  # σ_old²/σ² − 1
+        weights = weights.unsqueeze(-1)
+        return weights * z * inverse, -(weights * (spread + z.square())).sum(0)
+
     def mode(self) -> Tensor:
         return self.mean
 
@@ -184,6 +227,10 @@ class SquashedGaussian(NamedTuple):
         points = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * z  # [B, A, 16]
         correction = (log_tanh_jacobian(points) * w).sum(-1).sum(-1)
         return DiagonalGaussian(self.mean, self.log_std).entropy() + correction
+
+    def divergence_from(self, old: SquashedGaussian) -> Tensor:
+        """KL(old ‖ self), [B]: that of the Gaussians, since tanh is one-to-one."""
+        return DiagonalGaussian(self.mean, self.log_std).divergence_from(DiagonalGaussian(old.mean, old.log_std))
 
     def mode(self) -> Tensor:
         """tanh of the Gaussian's mean: the median of every component, which is what SB3 calls the mode."""

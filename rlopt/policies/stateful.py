@@ -55,6 +55,11 @@ class Deterministic(NamedTuple):
         """0 for the only value that there is, [B]."""
         return self.mean.new_zeros(values.shape[:-1])
 
+    def divergence_from(self, old: Deterministic) -> Tensor:
+        """0, [B]: the memory is no choice."""
+        del old
+        return self.mean.new_zeros(self.mean.shape[:-1])
+
     def mode(self) -> Tensor:
         """The value, [B, d_z]."""
         return self.mean
@@ -85,6 +90,12 @@ class JointDistribution(NamedTuple):
     def entropy(self) -> Tensor:
         """Of the action alone, [B]: to spread the memory is to erase it."""
         return self.action.entropy()
+
+    def divergence_from(self, old: JointDistribution) -> Tensor:
+        """KL(old ‖ self), [B], given (o, z, a_prev): of the action and of the next memory, which are independent."""
+        action: Any = old.action
+        memory: Any = old.memory
+        return self.action.divergence_from(action) + self.memory.divergence_from(memory)
 
     def mode(self) -> Tensor:
         """The most likely action, and the mean of the next memory."""

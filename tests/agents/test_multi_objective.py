@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt import MOPG, MOTSIVRPG, PPO, REINFORCE, SRVRPG
+from rlopt import MOPG, MOTSIVRPG, PPO, REINFORCE, SRVRPG, make_envs
+from rlopt.envs.preferences import Preferences
 from rlopt.envs.tabular import TabularMDP
 from rlopt.envs.tabular_vector import TabularVectorEnv
 from rlopt.estimators import gae
@@ -54,10 +55,9 @@ def test_with_one_objective_mopg_is_reinforce(env: str) -> None:
 def test_with_one_objective_ppo_with_a_utility_is_ppo(normalize_rewards: bool) -> None:
     arguments = {"normalize_rewards": normalize_rewards, "normalize_advantage": False}
     plain, weighed = (agent_of(PPO, ONE, utility=utility, **arguments).learn(256) for utility in (None, "identity"))
-    same = torch.equal(plain.state.theta, weighed.state.theta)
     # With normalised rewards the advantages are put back to the scale of the environment's.
-    assert same is not normalize_rewards
-    plain, weighed = (agent_of(PPO, ONE, utility=utility, n_envs=4).learn(256) for utility in (None, "identity"))
+    assert torch.equal(plain.state.theta, weighed.state.theta) is not normalize_rewards
+    plain, weighed = (agent_of(PPO, ONE, utility=utility).learn(256) for utility in (None, "identity"))
     assert torch.equal(plain.state.theta, weighed.state.theta)
 
 
@@ -201,3 +201,173 @@ def test_memory_and_a_utility_exclude_each_other_where_they_must() -> None:
     with pytest.raises(ValueError, match="ent_coef"):
         MOPG("MlpPolicy", Walk, utility="identity", memory="s2pg", ent_coef=0.1, device="cpu")
     MOPG("MlpPolicy", Walk, utility="identity", memory="s2pg", memory_size=4, num_episodes=2, device="cpu").learn(10)
+
+
+# ------------------------------------------------------------------ constraints, Adam, normalisation, refusals
+
+
+class Silent(Undeclared):
+    """Episodes longer than a rollout: no return is known for a while."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        result = super().reset(seed=seed)
+        self.left = 40
+        return result
+
+
+def test_before_an_episode_has_ended_ppo_weighs_all_alike_and_multipliers_wait() -> None:
+    for utility in ("fairness:0.001", Lagrangian(0, (None, 100.0), step_size=0.1)):
+        agent = PPO("MlpPolicy", Silent, n_steps=16, batch_size=16, utility=utility, num_objectives=2, device="cpu")
+        state = agent.state
+        for _ in range(2):  # 32 of 40 steps
+            state, weights, metrics = agent.weighed(state, agent.collector.steps(state.theta, 16))
+            assert weights.tolist() == [0.5, 0.5]
+            assert not len(state.multipliers)
+            assert metrics == {}
+        state, weights, metrics = agent.weighed(state, agent.collector.steps(state.theta, 16))
+        assert weights.tolist() != [0.5, 0.5]
+        assert "utility" in metrics
+
+
+@pytest.mark.parametrize("cls", [MOPG, MOTSIVRPG])
+@pytest.mark.parametrize("criterion", ["ser", "esr"])
+def test_multipliers_ascend_by_what_is_violated_and_weigh_the_next_iteration(cls: Any, criterion: str) -> None:
+    if criterion == "esr" and cls is not MOPG:
+        return
+    threshold, rate = 5.0, 0.1
+    own = {"criterion": criterion} if cls is MOPG else {"num_small": 4}
+    agent = agent_of(cls, utility=Lagrangian(0, (None, threshold), step_size=rate), num_episodes=4, **own)
+    state, expected = agent.state, 0.0
+    for _ in range(3):
+        used = expected
+        state, metrics = agent.step(state, agent.collector)
+        expected = max(used + rate * (threshold - float(state.objectives[1])), 0.0)
+        assert state.multipliers.tolist() == pytest.approx([0.0, expected], abs=1e-6)
+        if criterion == "ser":
+            assert state.slopes.tolist() == pytest.approx([1.0, used], abs=1e-6)
+        assert expected > used
+        assert metrics["multiplier_1"] == state.multipliers[1]
+
+
+def test_esr_weighs_by_the_multipliers_as_they_are() -> None:
+    """The utilities of single episodes, by hand."""
+    agent = agent_of(MOPG, utility=Lagrangian(0, (None, 1.0), step_size=0.0), criterion="esr", num_episodes=4, baseline="none")
+    state = agent.state._replace(multipliers=torch.tensor([0.0, 2.5]))
+    rollout = agent.collector.episodes(state.theta, 4)
+    returns = agent.returns(rollout)
+    batch = agent.utility_batch(rollout, returns, state, 0.0)
+    torch.testing.assert_close(batch.returns[0], returns[:, 0] + 2.5 * (returns[:, 1] - 1.0))
+
+
+def test_an_agents_adam_is_torchs() -> None:
+    agent = agent_of(MOPG, utility=WEIGHTS, step_rule="adam", step_size=0.05, num_episodes=4)
+    state = agent.state
+    theta = state.theta.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=0.05, maximize=True)
+    for _ in range(4):
+        state, _ = agent.step(state, agent.collector)
+        theta.grad = state.direction.clone()
+        optimiser.step()
+        torch.testing.assert_close(state.theta, theta.detach(), rtol=0, atol=1e-5)
+
+
+def test_a_refused_step_leaves_adams_moments_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = agent_of(MOPG, utility=WEIGHTS, step_rule="adam", num_episodes=4)
+    state, _ = agent.step(agent.state, agent.collector)
+    with monkeypatch.context() as patched:
+        patched.setattr(agent, "gradient", lambda theta, batch: (torch.full_like(theta, 1e25), {}))
+        refused, _ = agent.step(state, agent.collector)
+    assert refused.num_refused == 1
+    for name, moment in state.moments.items():
+        assert torch.equal(refused.moments[name], moment)
+    following, _ = agent.step(refused, agent.collector)
+    assert bool(torch.isfinite(following.theta).all())
+
+
+def test_weights_of_normalised_rewards_are_those_of_the_environments() -> None:
+    """Oracle: with fixed deviations, the weighted advantages are those of raw rewards and a raw critic."""
+    agent = agent_of(PPO, utility=WEIGHTS, normalize_rewards=True)
+    agent.learn(512)
+    rollout = agent.collector.steps(agent.state.theta, 16)
+    _, weights, _ = agent.weighed(agent.state, rollout)
+    deviations = torch.as_tensor(agent.reward_normalizer.deviations, dtype=torch.float32)
+    torch.testing.assert_close(weights, torch.tensor(WEIGHTS) * deviations)
+    assert float((deviations - 1.0).abs().max()) > 0.05
+
+
+def test_the_direction_of_lagged_batches_uses_the_slopes_of_earlier_ones() -> None:
+    """Four iterations of `step` beside the recursion written out, from the same batches; also with a varying τ."""
+    taus = [0.3, 0.2, 0.1, 0.0]
+    agent = agent_of(
+        MOTSIVRPG,
+        utility="fairness:1",
+        batches="lagged",
+        num_episodes=6,
+        num_small=4,
+        restart_every=10,
+        step_size=0.2,
+        radius=1e6,
+        baseline="none",
+        ent_coef=lambda t: taus[t],
+    )
+    twin = agent_of(MOTSIVRPG, utility="fairness:1", num_episodes=6, num_small=4)
+    state, slopes, direction = agent.state, [], torch.zeros_like(agent.state.theta)
+    thetas = [state.theta]
+    for t in range(4):
+        rollout = twin.collector.episodes(state.theta, 6 if t == 0 else 4)
+        state, _ = agent.step(state, agent.collector)
+        slopes.append(state.slopes)
+        here, there = slopes[max(t - 1, 0)], slopes[max(t - 2, 0)]
+
+        def gradient(theta: Any, c: Any, tau: float, rollout: Any = rollout, state: Any = state) -> torch.Tensor:
+            return agent._policy_gradient(theta, agent.scalarised_batch(rollout, c, state, theta, tau))
+
+        direction = direction + gradient(thetas[-1], here, taus[t])
+        if t:
+            direction = direction - gradient(thetas[-2], there, taus[t - 1])
+        torch.testing.assert_close(state.direction, direction, rtol=1e-4, atol=1e-5)
+        thetas.append(state.theta)
+
+
+def test_new_parameters_begin_the_recursions_anew() -> None:
+    agent = agent_of(MOTSIVRPG, utility=WEIGHTS, num_episodes=4, num_small=2).learn(100)
+    agent.set_parameters({"policy": {key: value + 1.0 for key, value in agent.policy.state_dict().items()}}, exact_match=False)
+    assert agent.state.iteration == 0
+    assert torch.equal(agent.state.previous, agent.state.theta)
+    assert not len(agent.state.objectives)
+
+
+def test_normalised_rewards_are_refused_where_f_is_of_the_environments_returns() -> None:
+    with pytest.raises(ValueError, match="normalize_rewards"):
+        agent_of(MOPG, utility=WEIGHTS, normalize_rewards=True)
+    agent_of(MOPG, ONE, utility="identity", normalize_rewards=True, num_episodes=4).learn(50)
+
+
+def test_preferences_by_ppo() -> None:
+    """Weights of the rows are the preferences that the policy saw; wrapped once, by whoever comes first."""
+    for env in (Undeclared, Preferences(make_envs(Undeclared, 4), num_objectives=2)):
+        agent = PPO(
+            "MultiInputPolicy", env, n_envs=4, n_steps=8, batch_size=16, utility="preferences", num_objectives=2, seed=0
+        )
+        rollout = agent.collector.steps(agent.state.theta, 8)
+        _, weights, _ = agent.weighed(agent.state, rollout)
+        assert torch.equal(weights, rollout.observations["preference"])
+        assert len(weights.flatten(0, 1).unique(dim=0)) > 4
+        agent.learn(64)
+    scalar = Preferences(make_envs(Undeclared, 2), num_objectives=2, scalarise=True)
+    with pytest.raises(ValueError, match="scalarise"):
+        PPO("MultiInputPolicy", scalar, n_steps=8, batch_size=16, utility="preferences")
+
+
+def test_a_file_without_what_is_younger_than_it_is_loaded(tmp_path: Any) -> None:
+    """PPO's files of before there were several objectives hold neither J nor multipliers."""
+    from rlopt import archive
+
+    agent = agent_of(PPO, ONE).learn(64)
+    agent.save(tmp_path / "agent.zip")
+    whole = archive.read(tmp_path / "agent.zip")
+    kept = {k: v for k, v in whole.tensors.items() if not k.startswith(("state.objectives", "state.multipliers"))}
+    assert len(kept) < len(whole.tensors)
+    archive.write(tmp_path / "older.zip", whole.data, kept)
+    loaded = PPO.load(tmp_path / "older.zip", device="cpu")
+    assert torch.equal(loaded.state.theta, agent.state.theta)

@@ -1,0 +1,49 @@
+"""One random generator for each copy of a vector environment, behind the face of a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlopt.envs.spaces import Array
+
+
+class RowGenerators:
+    """Draws arrays [n, ...] whose row i comes from the i-th of n generators: what one copy sees depends on its seed alone.
+
+    Only what environments of this library draw, and always one row a generator.
+
+    Attributes:
+        generators: one for each row.
+    """
+
+    def __init__(self, generators: Sequence[np.random.Generator]):
+        self.generators = list(generators)
+
+    def of(self, mask: Array) -> RowGenerators:
+        """Those of some rows, `mask` [n] bool; they go on together with these."""
+        return RowGenerators([generator for generator, kept in zip(self.generators, mask, strict=True) if kept])
+
+    def random(self, size: Any = None) -> Array:
+        """Uniform on [0, 1), [n, ...]."""
+        return self._rows(size, lambda generator, shape: generator.random(shape))
+
+    def standard_normal(self, size: Any = None) -> Array:
+        """N(0, 1), [n, ...]."""
+        return self._rows(size, lambda generator, shape: generator.standard_normal(shape))
+
+    def integers(self, low: int, high: int | None = None, size: Any = None) -> Array:
+        """Uniform on {0, …, low − 1}, or {low, …, high − 1}; [n, ...]."""
+        return self._rows(size, lambda generator, shape: generator.integers(low, high, shape))
+
+    def multivariate_normal(self, mean: Array, cov: Array, size: Any = None) -> Array:
+        """N(mean, cov), [n, ..., d]."""
+        return self._rows(size, lambda generator, shape: generator.multivariate_normal(mean, cov, shape))
+
+    def _rows(self, size: Any, draw: Callable[[np.random.Generator, Any], Any]) -> Array:
+        shape = (size,) if np.ndim(size) == 0 else tuple(size)
+        if shape[0] != len(self.generators):
+            raise ValueError(f"size: expected ({len(self.generators)}, ...), one row for each generator, got {size}")
+        return np.array([draw(generator, shape[1:] or None) for generator in self.generators])

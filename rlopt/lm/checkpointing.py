@@ -1,0 +1,152 @@
+"""Checkpoints of a trainer: one file of safetensors and JSON that can give an error, but can never run code.
+
+    parameters/…    what is trained: all of the model, or its adapter; value_head/… for PPO
+    optimizer/…     the optimiser's tensors, by number of the parameter
+    generators/…    sampling and order
+    state           iteration, updates, tokens, place in the data
+
+The reference model is not in the file: it is the model that the trainer is made with, which has to be the first one again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor
+
+from rlopt import archive
+from rlopt.checkpoint import versions
+
+if TYPE_CHECKING:
+    from rlopt.lm.trainer import REBELTrainer
+
+KIND = "rlopt.lm.REBELTrainer"
+FIELDS = {"kind": str, "state": dict, "settings": dict, "versions": dict}
+
+
+def checkpoint_path(output_dir: str, iteration: int) -> Path:
+    """Where the checkpoint of an iteration is."""
+    return Path(output_dir) / f"checkpoint-{iteration}.zip"
+
+
+def newest(output_dir: str) -> Path:
+    """The checkpoint with most iterations in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {
+        int(match[1]): path
+        for path in Path(output_dir).glob("checkpoint-*.zip")
+        if (match := re.fullmatch(r"checkpoint-(\d+)\.zip", path.name))
+    }
+    if not found:
+        raise ValueError(f"resume_from_checkpoint: there is no checkpoint-*.zip in {output_dir}")
+    return found[max(found)]
+
+
+def save(trainer: REBELTrainer, path: Path) -> None:
+    """Write all that the next iteration depends on; the file appears whole or not at all."""
+    data = {
+        "format": archive.FORMAT,
+        "kind": KIND,
+        "state": asdict(trainer.state),
+        "settings": {field.name: _plain(getattr(trainer.args, field.name)) for field in fields(trainer.args)},
+        "versions": versions() | {"transformers": transformers.__version__, "peft": peft.__version__},
+    }
+    groups = {
+        "parameters": trained(trainer.model),
+        "value_head": {} if trainer.value_head is None else trainer.value_head.state_dict(),
+        "optimizer": _optimiser_tensors(trainer.optimizer),
+        "generators": {name: generator.get_state() for name, generator in trainer.generators.items()},
+    }
+    tensors = {f"{group}/{name}": x.detach().clone() for group, members in groups.items() for name, x in members.items()}
+    archive.write(path, data, tensors)
+
+
+def restore(trainer: REBELTrainer, path: Path | str) -> None:
+    """Put a trainer where `save` found it.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a whole one, or of another model or data set.
+    """
+    content = archive.read(path, FIELDS)
+    if content.data["kind"] != KIND:
+        raise ValueError(f"resume_from_checkpoint: {path} is of {content.data['kind']!r}, expected one of {KIND}")
+    state = {field.name: content.data["state"].get(field.name) for field in fields(trainer.state)}
+    if any(type(value) is not int or value < 0 for value in state.values()):
+        raise ValueError(f"resume_from_checkpoint: {path} has counters that make no sense: {state}")
+    if state["num_rows"] != trainer.state.num_rows:
+        raise ValueError(f"train_dataset: expected the {state['num_rows']} rows of {path}, got {trainer.state.num_rows}")
+    # All is checked before anything is changed.
+    parameters, head = trained(trainer.model), {} if trainer.value_head is None else trainer.value_head.state_dict()
+    for name, ours in (("parameters", parameters), ("value_head", head)):
+        _check_shapes(path, ours, content.group(name))
+    optimiser = _optimiser_state(trainer.optimizer, content.group("optimizer"), path)
+    with torch.no_grad():
+        for group, ours in (("parameters", parameters), ("value_head", head)):
+            for name, value in content.group(group).items():
+                ours[name].copy_(value)
+    trainer.optimizer.load_state_dict(optimiser)
+    for name, value in content.group("generators").items():
+        trainer.generators[name].set_state(value)
+    for name, number in state.items():
+        setattr(trainer.state, name, number)
+
+
+def trained(model: Any) -> dict[str, Tensor]:
+    """The parameters that receive gradients, by name; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _check_shapes(path: Path | str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    if ours.keys() != theirs.keys():
+        odd = sorted(ours.keys() ^ theirs.keys())
+        raise ValueError(f"resume_from_checkpoint: {path} is of another model: it differs in {odd[0]} ({len(odd)} in all)")
+    for name, tensor in ours.items():
+        if tensor.shape != theirs[name].shape:
+            raise ValueError(
+                f"resume_from_checkpoint: {path} is of another model: {name} is {tuple(theirs[name].shape)} there,"
+                f" {tuple(tensor.shape)} here"
+            )
+
+
+def _optimiser_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for number, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"optimizer: expected a state of tensors, which can be saved, got {name}={value!r}")
+            tensors[f"{number}.{name}"] = value
+    return tensors
+
+
+def _optimiser_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path | str) -> dict[str, Any]:
+    """The optimiser's `state_dict` with these tensors; its settings are those of the trainer."""
+    whole = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        if not number.isdigit() or int(number) >= len(parameters):
+            raise ValueError(f"resume_from_checkpoint: {path} has an optimiser for other parameters ({key})")
+        if value.ndim and value.shape != parameters[int(number)].shape:
+            raise ValueError(
+                f"resume_from_checkpoint: {path} has an optimiser for other parameters: {key} {tuple(value.shape)}"
+            )
+        state.setdefault(int(number), {})[name] = value
+    return whole | {"state": state}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

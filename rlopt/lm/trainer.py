@@ -1,0 +1,369 @@
+"""`REBELTrainer`: sample, score, regress.
+
+    repeat
+        draw G completions of each of P prompts from π_t                                  sample
+        score them; with a reference, r ← r − β(ln π_t − ln π_ref)                          score
+        θ_{t+1} = argmin_θ Σ pairs of a prompt (ln π_θ/π_t(y) − ln π_θ/π_t(y') − η(r − r'))²    regress
+
+Source: Gao et al., arXiv:2404.16767, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlopt.device import usable_device
+from rlopt.estimators.rebel import eta_from_kl, eta_from_std
+from rlopt.lm import checkpointing, diagnostics, tracking
+from rlopt.lm.arguments import REBELConfig
+from rlopt.lm.batches import make_batch
+from rlopt.lm.drawing import Sampled, draw
+from rlopt.lm.log_probs import Reader, Reading
+from rlopt.lm.losses import Batch
+from rlopt.lm.pairing import chosen_rows
+from rlopt.lm.prompts import PromptOrder, make_codec
+from rlopt.lm.reference import reference_of
+from rlopt.lm.regression import regress
+from rlopt.lm.rewards import Scores, as_reward_functions, compare, score
+from rlopt.lm.sampling import Sampler, generate
+
+Callback = Callable[["REBELTrainer", Mapping[str, float]], bool | None]
+
+# Iterations in a row that explain less than this before the trainer says so.
+UNSOLVED, PATIENCE = 0.05, 10
+
+
+@dataclass
+class TrainerState:
+    """Counters; all of them are in a checkpoint."""
+
+    iteration: int = 0
+    num_updates: int = 0
+    """Optimiser steps."""
+    num_tokens: int = 0
+    """Of completions, sampled."""
+    num_rows: int = 0
+    """Of the data set."""
+    epoch: int = 0
+    position: int = 0
+    """Rows of this epoch that were used."""
+
+
+class REBELTrainer:
+    """Trains a causal language model on rewards of its own completions.
+
+    Args:
+        model: a `PreTrainedModel`, a `PeftModel`, or a path or name to load one from (safetensors only).
+        reward_funcs: f(prompts, completions, completion_ids, **columns) -> list of numbers or None, `async` or not; a
+            sequence-classification model, or its path; or a list of these. Functions get the arguments they name, all of
+            them with `**kwargs`; `trainer_state` is among them.
+        args: the settings.
+        train_dataset: a sequence of rows, such as a `datasets.Dataset`, with a column "prompt": text, a conversation, or
+            token ids. Reward functions get the other columns.
+        eval_dataset: the same, for `evaluate`.
+        processing_class: the tokenizer; loaded beside a model given by path. None where prompts are token ids.
+        peft_config: train an adapter; the model without it is the reference.
+        callbacks: f(trainer, metrics) after every iteration; one that returns False ends the training.
+        optimizer: over the trained parameters; AdamW by default.
+        sampler: `rlopt.lm.sampling.generate`, or another function of its form. It need not give log-probabilities: those
+            come from the model that is trained.
+
+    Raises:
+        ValueError: a missing column, no reward, a tokenizer without end token.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: REBELConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: Sequence[Callback] = (),
+        optimizer: torch.optim.Optimizer | None = None,
+        sampler: Sampler = generate,
+    ) -> None:
+        self.args = args or REBELConfig()
+        self.device = usable_device(self.args.device)
+        if isinstance(model, str):
+            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
+            model = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        self.model: Any = _without_dropout(model).to(self.device).eval()
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+            self.model.config.use_cache = False
+        self.processing_class = processing_class
+        self.codec = make_codec(processing_class, model, self.args.stop_at_end_token, self.args.chat_template_kwargs)
+        self.reward_funcs = as_reward_functions(reward_funcs)
+        self._check_rewards()
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            _check_dataset(name, dataset, self.args)
+        self.callbacks, self.sampler = list(callbacks), sampler
+        self.reference = reference_of(self.model, self.args.needs_reference)
+        self.value_head = self._make_value_head() if self.args.loss == "ppo" else None
+        rows = max(self.args.per_device_train_batch_size, 1)
+        self.reader = Reader(self.args.temperature, self.args.bf16, rows, self.value_head)
+        self.optimizer = optimizer or self._make_optimizer()
+        self.generators = {
+            name: torch.Generator().manual_seed(self.args.seed + offset) for offset, name in enumerate(("sampling", "order"))
+        }
+        self.state = TrainerState(num_rows=0 if train_dataset is None else len(train_dataset))
+        self._unsolved = 0
+
+    @property
+    def total_iterations(self) -> int:
+        """Iterations of a whole training."""
+        if self.args.max_iterations is not None:
+            return self.args.max_iterations
+        return max(1, math.ceil(self.args.num_train_epochs * self.state.num_rows / self.args.prompts_per_iteration))
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> dict[str, float]:
+        """Train to the last iteration; returns its metrics.
+
+        Args:
+            resume_from_checkpoint: a file, or True for the newest in `output_dir`. The trainer has to be made with the
+                first model and the same data.
+
+        Raises:
+            ValueError: no data; a checkpoint that does not fit; what reward functions can do wrong.
+        """
+        if self.train_dataset is None:
+            raise ValueError("train_dataset: expected a data set to train on, got None")
+        if resume_from_checkpoint:
+            path = resume_from_checkpoint
+            checkpointing.restore(self, checkpointing.newest(self.args.output_dir) if path is True else str(path))
+        metrics: dict[str, float] = {}
+        logger = tracking.open_log(self.args)
+        bar = tqdm(total=self.total_iterations, initial=self.state.iteration, disable=not self.args.progress_bar)
+        try:
+            while self.state.iteration < self.total_iterations:
+                metrics = self.iterate(logger)
+                self._record(logger, metrics)
+                bar.update()
+                bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("reward", "explained") if name in metrics})
+                if any(callback(self, metrics) is False for callback in self.callbacks):
+                    break
+        finally:
+            bar.close()
+            logger.close()
+        return metrics
+
+    def iterate(self, logger: Any = None) -> dict[str, float]:
+        """One iteration: sample, score, regress; returns its metrics."""
+        args = self.args
+        self._set_learning_rate()
+        times = [time.perf_counter()]
+        sampled = self.sample(self._next_rows(), self.generators["sampling"])
+        times.append(time.perf_counter())
+        scores = self.score(sampled)
+        eta = self._eta(scores.total)
+        batch, before = make_batch(args, self.model, self.reference, self.reader, sampled.tokens, scores.total)
+        completions = sampled.tokens.completions()
+        rows = chosen_rows(args.pairing, batch.rewards, completions, args.num_generations, self.generators["order"])
+        times.append(time.perf_counter())
+        metrics = self._regress(eta, batch.rows(rows.to(self.device))) if len(rows) else {}
+        times.append(time.perf_counter())
+        self.state.iteration += 1
+        self.state.num_tokens += sum(map(len, completions))
+        self._notice_unsolved(metrics)
+        if args.log_completions and logger is not None and self.state.iteration % args.logging_steps == 0:
+            asked = sampled.asked
+            tracking.write_completions(logger, asked.prompts, asked.completions, scores.total, self.state.iteration)
+        return {
+            **diagnostics.of_completions(sampled.tokens, sampled.ended, before.entropy),
+            **diagnostics.of_scores(scores.total, scores.parts, args.num_generations),
+            **metrics,
+            "eta": float(eta),
+            "eta*beta": float(eta) * args.beta,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "num_tokens": float(self.state.num_tokens),
+            "time/sampling": times[1] - times[0],
+            "time/scoring": times[2] - times[1],
+            "time/regressing": times[3] - times[2],
+        }
+
+    def sample(self, rows: Sequence[Mapping[str, Any]], generator: torch.Generator, args: REBELConfig | None = None) -> Sampled:
+        """G completions of every row's prompt, by π_t or from the data; see `rlopt.lm.drawing`."""
+        columns = {"trainer_state": self.state}
+        return draw(self.model, rows, args or self.args, self.codec, self.sampler, generator, self.device, columns)
+
+    def score(self, sampled: Sampled) -> Scores:
+        """What completions earned, by comparison or by reward functions, with the rule for those that were cut off."""
+        args = self.args
+        total, parts = sampled.offline_scores.clone(), {}
+        unscored = total.isnan()
+        if args.preference_fn is not None:
+            total = compare(args.preference_fn, sampled.asked, args.num_generations)
+        elif bool(unscored.any()):
+            index = unscored.nonzero()[:, 0]
+            scores = score(self.reward_funcs, args.reward_weights, sampled.asked.rows(index.tolist()))
+            total[index] = scores.total
+            parts = scores.parts
+        if args.reward_clip_range is not None:
+            total = total.clamp(*args.reward_clip_range)
+        if args.missing_eos_score is not None:
+            total = torch.where(sampled.ended, total, torch.full_like(total, args.missing_eos_score))
+        if args.missing_eos_penalty is not None:
+            total = total - args.missing_eos_penalty * (~sampled.ended).to(total.dtype)
+        return Scores(total, parts)
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean reward and lengths of G completions of every prompt of `eval_dataset`; changes no generator.
+
+        Raises:
+            ValueError: there is no `eval_dataset`, or no reward function.
+        """
+        if not self.reward_funcs or self.args.preference_fn is not None:
+            raise ValueError("reward_funcs: expected a reward function to evaluate with, got none")
+        if self.eval_dataset is None:
+            raise ValueError("eval_dataset: expected a data set to evaluate on, got None")
+        generator = torch.Generator().manual_seed(self.args.seed)
+        own = replace(self.args, offline_column=None, offline_score_column=None)
+        size = self.args.prompts_per_iteration
+        found = []
+        for start in range(0, len(self.eval_dataset), size):
+            rows = [self.eval_dataset[i] for i in range(start, min(start + size, len(self.eval_dataset)))]
+            sampled = self.sample(rows, generator, own)
+            scores = self.score(sampled).total
+            found.append(torch.stack([scores, sampled.tokens.mask.sum(1).cpu().float(), sampled.ended.float()], 1))
+        reward, length, ended = torch.cat(found).mean(0).tolist()
+        return {"eval/reward": reward, "eval/mean_length": length, "eval/clipped_ratio": 1.0 - ended}
+
+    def save_model(self, output_dir: str | Path | None = None) -> Path:
+        """Write the model, or its adapter, and the tokenizer as transformers does (safetensors); returns the folder."""
+        target = Path(output_dir or self.args.output_dir)
+        self.model.save_pretrained(target)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(target)
+        return target
+
+    def save_checkpoint(self, path: str | Path | None = None) -> Path:
+        """Write what `train(resume_from_checkpoint=…)` goes on from, to the bit; returns the file."""
+        target = checkpointing.checkpoint_path(self.args.output_dir, self.state.iteration) if path is None else Path(path)
+        checkpointing.save(self, target)
+        return target
+
+    def _regress(self, eta: Tensor, batch: Batch) -> dict[str, float]:
+        """Minimise the loss over a batch; returns what it did."""
+        self.model.train(self.args.gradient_checkpointing)  # dropout is 0 either way
+        done = regress(self.args, eta, self.model, self.reader, self.optimizer, batch, self.generators["order"])
+        self.model.eval()
+        before = Reading(batch.old, batch.old.new_zeros(0), batch.values)
+        after = self.reader.evaluate(self.model, batch.tokens)
+        self.state.num_updates += done.steps
+        metrics = diagnostics.of_regression(self.args, eta, batch, before, after)
+        return metrics | {"grad_norm": done.grad_norm, "updates": float(done.steps), "stopped": float(done.stopped)}
+
+    def _eta(self, scores: Tensor) -> Tensor:
+        """η of this iteration, a scalar on the trainer's device."""
+        args, groups = self.args, torch.arange(len(scores)) // self.args.num_generations
+        if args.loss != "rebel" or args.eta_mode == "fixed":
+            return torch.tensor(args.eta, device=self.device)
+        eta = eta_from_std(scores, args.eta, groups) if args.eta_mode == "std" else eta_from_kl(scores, args.kl_target, groups)
+        if args.kl_mode == "reward" and args.beta:
+            # ηβ = 1 goes to π* at once; a larger step would go past it
+            eta = eta.clamp_max(1.0 / args.beta)
+        return eta.float().to(self.device)
+
+    def _record(self, logger: Any, metrics: dict[str, float]) -> None:
+        """Evaluate, log and save where this iteration's number says so."""
+        args, iteration = self.args, self.state.iteration
+        if args.eval_steps is not None and iteration % args.eval_steps == 0:
+            metrics |= self.evaluate()
+        if iteration % args.logging_steps == 0 or iteration == self.total_iterations:
+            tracking.write(logger, metrics, iteration)
+        if args.save_steps is not None and iteration % args.save_steps == 0:
+            self.save_checkpoint()
+
+    def _notice_unsolved(self, metrics: Mapping[str, float]) -> None:
+        self._unsolved = self._unsolved + 1 if metrics.get("explained", math.nan) < UNSOLVED else 0
+        if self._unsolved == PATIENCE:
+            warnings.warn(
+                f"explained: below {UNSOLVED:g} for {PATIENCE} iterations: eta is too large for this learning_rate and"
+                " num_iterations, the regression is not solved",
+                stacklevel=3,
+            )
+
+    def _set_learning_rate(self) -> None:
+        done, warmup = self.state.iteration, self.args.warmup_ratio * self.total_iterations
+        progress = min(1.0, done / self.total_iterations)
+        factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+        rate = self.args.learning_rate * factor[self.args.lr_scheduler] * min(1.0, (done + 1) / max(warmup, 1.0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _next_rows(self) -> list[Mapping[str, Any]]:
+        order = PromptOrder(self.state.num_rows, self.args.seed, self.state.epoch, self.state.position)
+        rows = [self.train_dataset[i] for i in order.take(self.args.prompts_per_iteration)]
+        self.state.epoch, self.state.position = order.epoch, order.position
+        return rows
+
+    def _check_rewards(self) -> None:
+        if self.args.preference_fn is not None and self.reward_funcs:
+            raise ValueError("preference_fn: expected no reward_funcs beside it, comparisons are the reward")
+        if not self.reward_funcs and self.args.preference_fn is None and self.args.offline_score_column is None:
+            raise ValueError("reward_funcs: expected a reward function, a preference_fn or an offline_score_column, got none")
+
+    def _make_value_head(self) -> nn.Linear:
+        config = self.model.config.get_text_config()
+        # From zero: the first advantages are the returns.
+        head = nn.Linear(config.hidden_size, 1, device=self.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        args = self.args
+        parameters = list(checkpointing.trained(self.model).values())
+        if not parameters:
+            raise ValueError("model: expected parameters that require gradients, all are frozen")
+        if self.value_head is not None:
+            parameters += list(self.value_head.parameters())
+        return torch.optim.AdamW(
+            parameters,
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            weight_decay=args.weight_decay,
+        )
+
+
+def _without_dropout(model: Any) -> Any:
+    """π_θ/π_t has to be 1 at the start: no unit is dropped, also where gradient checkpointing needs training mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
+
+
+def _check_dataset(name: str, dataset: Any, args: REBELConfig) -> None:
+    if dataset is None:
+        return
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise ValueError(
+            f"{name}: expected a sequence of rows with a column 'prompt', got {type(dataset).__name__} without rows"
+        )
+    needed = ["prompt", *filter(None, (args.offline_column, args.offline_score_column))]
+    if missing := [column for column in needed if column not in dataset[0]]:
+        raise ValueError(f"{name}: expected a column {missing[0]!r}, got {', '.join(dataset[0])}")
