@@ -1,6 +1,21 @@
 """rlopt: policy-optimisation agents that share one rollout type, one collector and one set of estimators."""
 
-from rlopt.agents import ALGORITHMS, HARPG, MOPG, MOTSIVRPG, NPGIGT, NVRPG, PPO, REINFORCE, S2PG, SRVRPG, STORMPG, Agent, RecurrentPPO
+from rlopt.agents import (
+    ALGORITHMS,
+    HARPG,
+    MOPG,
+    MOTSIVRPG,
+    NPGIGT,
+    NVRPG,
+    PPO,
+    REBEL,
+    REINFORCE,
+    S2PG,
+    SRVRPG,
+    STORMPG,
+    Agent,
+    RecurrentPPO,
+)
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.vector import make_envs
 from rlopt.evaluation import evaluate
@@ -18,6 +33,7 @@ __all__ = [
     "NPGIGT",
     "NVRPG",
     "PPO",
+    "REBEL",
     "REINFORCE",
     "S2PG",
     "SRVRPG",

@@ -271,6 +271,18 @@ TUNED: dict[str, dict[str, Preset]] = {
             "policy_kwargs": {"retention": [1, 51]},
         },
     },
+    "rebel": {
+        "CartPole-v1": {
+            "total_timesteps": 100_000,
+            "n_envs": 8,
+            "n_steps": 64,
+            "batch_size": 256,
+            "gamma": 0.98,
+            "gae_lambda": 0.9,
+            "learning_rate": "linear:2e-3",
+            "eta": 0.3,
+        },
+    },
 }
 PRESETS = ("sb3", "cleanrl", "tuned")
 # Names on the command line that are not their class's in lower case.
@@ -288,6 +300,7 @@ BASE: dict[str, Preset] = {
     "mo-tsivr-pg": {"n_envs": 25},
     "s2pg": {"n_envs": 16, "n_steps": 128},
     "recurrentppo": {"n_envs": 8},
+    "rebel": {"n_envs": 8, "n_steps": 256},
 }
 
 

@@ -8,6 +8,7 @@ from rlopt.agents.motsivrpg import MOTSIVRPG
 from rlopt.agents.npgigt import NPGIGT
 from rlopt.agents.nvrpg import NVRPG
 from rlopt.agents.ppo import PPO
+from rlopt.agents.rebel import REBEL
 from rlopt.agents.recurrent_ppo import RecurrentPPO
 from rlopt.agents.reinforce import REINFORCE
 from rlopt.agents.s2pg import S2PG
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "mo-tsivr-pg": MOTSIVRPG,
     "s2pg": S2PG,
     "recurrentppo": RecurrentPPO,
+    "rebel": REBEL,
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "NPGIGT",
     "NVRPG",
     "PPO",
+    "REBEL",
     "REINFORCE",
     "S2PG",
     "SRVRPG",

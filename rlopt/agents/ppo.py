@@ -135,7 +135,7 @@ class PPO(ProximalAgent):
             raise ValueError("use_sde: rlopt does not offer generalised state-dependent exploration; leave it False")
         if rollout_buffer_class is not None or rollout_buffer_kwargs is not None:
             raise ValueError("rollout_buffer_class: rlopt collects rollouts without a buffer class; leave it None")
-        self.clip_range_vf = clip_range_vf
+        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.value_clip = value_clip
         self.bootstrap_truncation = bootstrap_truncation
         self.schedule_from = schedule_from
@@ -155,7 +155,6 @@ class PPO(ProximalAgent):
             n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            clip_range=clip_range,
             normalize_advantage=normalize_advantage,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
@@ -314,6 +313,7 @@ class PPO(ProximalAgent):
         return dressed
 
     def _check_own(self) -> None:
+        check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
         check_choice("value_clip", self.value_clip, ("prediction", "maximum"))
         check_choice("schedule_from", self.schedule_from, ("rollout_end", "rollout_start"))
         if self.clip_range_vf is not None:

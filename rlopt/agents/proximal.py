@@ -92,7 +92,6 @@ class ProximalAgent(Agent):
         n_epochs: passes over a rollout.
         gamma: discount, in [0, 1].
         gae_lambda: trace decay of the advantages, in [0, 1].
-        clip_range: ε of the surrogate: number, schedule or text.
         normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
@@ -129,7 +128,6 @@ class ProximalAgent(Agent):
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        clip_range: ScheduleLike = 0.2,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
@@ -158,7 +156,6 @@ class ProximalAgent(Agent):
         self.n_epochs = n_epochs
         self.gamma = gamma
         self.gae_lambda = gae_lambda
-        self.clip_range = clip_range
         self.normalize_advantage = normalize_advantage
         self.ent_coef = ent_coef
         self.vf_coef = vf_coef
@@ -260,7 +257,6 @@ class ProximalAgent(Agent):
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, positive=True)
         check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), at_least=0)
-        check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
         if self.normalize_advantage and self.batch_size < 2:
             raise ValueError(
                 "batch_size: expected at least 2 with normalize_advantage=True (one row has no standard deviation), got "

@@ -92,6 +92,7 @@ class RecurrentPPO(ProximalAgent):
         chunk_length: L, which divides `n_steps`; None is `n_steps`.
         refresh_states: before every epoch but the first, compute the chunks' first memories anew, with the parameters as
             they are, by one pass over the rollout.
+        clip_range: ε of the surrogate: number, schedule or text.
         clip_range_vf: ε of the value loss, in units of the value; None does not clip.
         target_kl: an update stops before the step at which the approximate KL passes 1.5 times this; None never.
         memory: "bptt", which this agent is about.
@@ -130,7 +131,9 @@ class RecurrentPPO(ProximalAgent):
         memory_size: int | None = None,
         **common: Any,
     ):
-        self.clip_range_vf, self.chunk_length, self.refresh_states = clip_range_vf, chunk_length, refresh_states
+        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
+        self.chunk_length, self.refresh_states = chunk_length, refresh_states
+        check_number("clip_range", as_schedule("clip_range", clip_range)(1.0), at_least=0)
         if clip_range_vf is not None:
             check_number("clip_range_vf", as_schedule("clip_range_vf", clip_range_vf)(1.0), positive=True)
         if memory != "bptt":
@@ -146,7 +149,6 @@ class RecurrentPPO(ProximalAgent):
             n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            clip_range=clip_range,
             normalize_advantage=normalize_advantage,
             ent_coef=ent_coef,
             vf_coef=vf_coef,

@@ -79,13 +79,14 @@ class S2PG(ProximalAgent):
         memory_size: int = 16,
         **common: Any,
     ):
-        self.memory_clip_range, self.ratio = memory_clip_range, ratio
+        self.clip_range, self.memory_clip_range, self.ratio = clip_range, memory_clip_range, ratio
+        check_number("clip_range", as_schedule("clip_range", clip_range)(1.0), at_least=0)
         check_choice("ratio", ratio, get_args(Ratio))
         if memory_clip_range is not None:
             check_number("memory_clip_range", as_schedule("memory_clip_range", memory_clip_range)(1.0), at_least=0)
         if memory != "s2pg":
             raise ValueError(f"memory: expected 's2pg', which S2PG is about, got {memory!r}")
-        common |= {"clip_range": clip_range, "target_kl": target_kl, "memory": memory, "memory_size": memory_size}
+        common |= {"target_kl": target_kl, "memory": memory, "memory_size": memory_size}
         super().__init__(policy, env, **common)
 
     def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
