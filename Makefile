@@ -34,9 +34,9 @@ clean:
 	touch $@
 
 .venv/test.stamp: .venv/train.stamp
-	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,mo,onnx,dev]'
+	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,mo,lm,onnx,dev]'
 	touch $@
 
 .venv/all.stamp: .venv/test.stamp
-	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,mo,onnx,envpool,dev]'
+	$(PIP) --editable '.[mujoco,box2d,atari,video,pomdp,mo,lm,onnx,envpool,dev]'
 	touch $@

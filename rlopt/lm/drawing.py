@@ -92,7 +92,8 @@ def _answers(row: Row, args: REBELConfig, codec: Codec) -> list[list[int]]:
     if args.offline_column is None:
         return []
     value = row[args.offline_column]
-    several = isinstance(value, list | tuple) and not all(isinstance(entry, int) for entry in value)
+    # ids are one answer, and an empty list is none
+    several = isinstance(value, list | tuple) and not (value and all(isinstance(entry, int) for entry in value))
     return [codec.encode_answer(answer) for answer in (value if several else [value])][: args.num_generations]
 
 

@@ -15,7 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a model reads. Masks are bool, and true where a token counts; what stands elsewhere changes nothing."""
+    """What a model reads. Masks are bool, and true where a token counts; what stands elsewhere changes nothing.
+
+    Raises:
+        ValueError: prompts that are not padded on the left: a completion follows the last column.
+    """
 
     prompt_ids: Tensor
     """[N, P]."""
@@ -25,6 +29,10 @@ class Tokens:
     """[N, L]."""
     mask: Tensor
     """[N, L], through the first end token."""
+
+    def __post_init__(self) -> None:
+        if not bool(self.prompt_mask[:, -1].all()):
+            raise ValueError("prompt_mask: expected prompts padded on the left, got one whose last column is masked")
 
     def __len__(self) -> int:
         return len(self.completion_ids)

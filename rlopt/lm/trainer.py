@@ -107,9 +107,7 @@ class REBELTrainer:
             model = get_peft_model(model, peft_config)
         self.model: Any = _without_dropout(model).to(self.device).eval()
         if self.args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.model.enable_input_require_grads()
-            self.model.config.use_cache = False
+            _checkpoint_activations(self.model)
         self.processing_class = processing_class
         self.codec = make_codec(processing_class, model, self.args.stop_at_end_token, self.args.chat_template_kwargs)
         self.reward_funcs = as_reward_functions(reward_funcs)
@@ -355,6 +353,15 @@ def _without_dropout(model: Any) -> Any:
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def _checkpoint_activations(model: Any) -> None:
+    # transformers 5.23 renamed it
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()  # else nothing before an adapter would be recomputed
 
 
 def _check_dataset(name: str, dataset: Any, args: REBELConfig) -> None:

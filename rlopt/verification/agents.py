@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from rlopt.agents import ALGORITHMS, EpisodicAgent
+from rlopt.agents.episodic import Batch
+from rlopt.agents.multi_objective import MultiObjectiveAgent
 from rlopt.device import threads_for
 from rlopt.envs.tabular import TabularMDP
 from rlopt.envs.tabular_vector import TabularVectorEnv
@@ -33,12 +35,25 @@ PAPER: dict[str, dict[str, Any]] = {
     "stormpg": {"step_size": 0.2, "momentum": 0.5, "max_correction": None, "num_initial": NUM_EPISODES},
     "srvrpg": {"step_size": 0.2, "restart_every": NUM_STEPS, "num_small": NUM_EPISODES, "radius": None},
     "nvrpg": {"step_size": 0.2, "momentum": 0.5},
+    "mopg": {"step_size": 0.2, "utility": "fairness:1"},
+    "mo-tsivr-pg": {
+        "step_size": 0.2,
+        "utility": "fairness:1",
+        "restart_every": NUM_STEPS,
+        "num_small": NUM_EPISODES,
+        "radius": 1e6,
+    },
 }
 
 
 def agent_check(algo: str) -> Check:
-    """The mean of d_t − ∇J(θ_t) over many runs of an agent, in standard errors, and its mean square beside vanilla's."""
-    mdp = TabularMDP.random(num_states=3, num_actions=2, horizon=4, num_terminal=1, seed=2)
+    """The mean of d_t − ∇J(θ_t) over many runs of an agent, in standard errors, and its mean square beside vanilla's.
+
+    With several objectives, of d_t − ∇J(θ_t)ᵀ c_t, c_t the agent's own weights of them.
+    """
+    several = issubclass(ALGORITHMS[algo], MultiObjectiveAgent)
+    shape: dict[str, Any] = {"num_states": 3, "num_actions": 2, "horizon": 4, "num_terminal": 1, "seed": 2}
+    mdp = TabularMDP.random(**shape, num_objectives=2 if several else None)
     agent = _agent(algo, mdp)
     with threads_for(agent.state.theta):
         return _agent_check(algo, agent, mdp)
@@ -53,8 +68,8 @@ def _agent_check(algo: str, agent: EpisodicAgent, mdp: TabularMDP) -> Check:
         for _ in range(NUM_STEPS):
             theta = state.theta
             state, _ = agent.step(state, agent.collector)  # type: ignore[arg-type]
-        exact = exact_gradient(agent, mdp, theta)
-        batch = agent.batch(agent.collector, theta, state, NUM_EPISODES, stream="vanilla")  # type: ignore[arg-type]
+        exact = exact_gradient(agent, mdp, theta, getattr(state, "slopes", None))
+        batch = _fresh_batch(agent, theta, state)
         errors.append(state.direction - exact)
         vanilla.append(agent.gradient(theta, batch)[0] - exact)
         answers.append(exact)
@@ -73,14 +88,27 @@ def _agent_check(algo: str, agent: EpisodicAgent, mdp: TabularMDP) -> Check:
     )
 
 
-def exact_gradient(agent: EpisodicAgent, mdp: TabularMDP, theta: Tensor) -> Tensor:
-    """∇J_H(θ) [d] of the agent's own policy network, by dynamic programming through its action probabilities."""
+def _fresh_batch(agent: EpisodicAgent, theta: Tensor, state: Any) -> Batch:
+    """Episodes at θ that the agent has not seen."""
+    assert agent.collector is not None
+    if not isinstance(agent, MultiObjectiveAgent):
+        return agent.batch(agent.collector, theta, state, NUM_EPISODES, stream="vanilla")
+    rollout = agent.collector.episodes(theta, NUM_EPISODES, stream="vanilla")
+    return agent.scalarised_batch(rollout, state.slopes, state, theta, 0.0)
+
+
+def exact_gradient(agent: EpisodicAgent, mdp: TabularMDP, theta: Tensor, weights: Tensor | None = None) -> Tensor:
+    """∇J_H(θ) [d] of the agent's own policy network, by dynamic programming through its action probabilities.
+
+    With `weights` [K] of several objectives it is that of their sum.
+    """
     states = torch.arange(mdp.num_states).repeat_interleave(mdp.num_actions)
     actions = torch.arange(mdp.num_actions).repeat(mdp.num_states)
 
     def value(parameters: Tensor) -> Tensor:
         log_probs = agent.log_policy(parameters, states, actions)
-        return mdp.value(log_probs.double().exp().view(mdp.num_states, mdp.num_actions))
+        values = mdp.value(log_probs.double().exp().view(mdp.num_states, mdp.num_actions))
+        return values if weights is None else values @ weights.double()
 
     return torch.func.grad(value)(theta)
 

@@ -21,7 +21,7 @@ from rlopt.verification.memory import memory_checks
 
 PROGRAM = "rlopt verify"
 # What the agents that are not in `PAPER` stand on.
-OF_OTHERS = {"ppo": "gae", "recurrentppo": "gae"}
+OF_OTHERS = {"ppo": "gae", "recurrentppo": "gae", "rebel": "gae"}
 STATEFUL = "s2pg"  # which is checked beside the estimators of stateful policies
 
 

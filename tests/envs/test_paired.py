@@ -103,6 +103,8 @@ def test_groups_depend_on_the_seed_alone() -> None:
     assert torch.equal(first, side_by_side)
     assert not torch.equal(first, agent.collector.episodes(other_theta, 5 * SIZE).states[0])
     assert not torch.equal(first, episodes(Paired(make_envs(Walk, SIZE), SIZE), 5 * SIZE, seed=4)[1].states[0])
+    agent.collector.batches = {}  # the first batch once more
+    assert torch.equal(first, agent.collector.episodes(other_theta, 5 * SIZE).states[0])
 
 
 @pytest.mark.parametrize("kind", MAKERS)

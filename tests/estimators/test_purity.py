@@ -72,6 +72,27 @@ ESTIMATORS = {
     "squared_error": lambda x: estimators.squared_error(*x.vectors),
     "total_return": lambda x: estimators.total_return(x.rollout.rewards, x.rollout.mask, 0.9, x.columns[0]),
     "value_loss": lambda x: estimators.value_loss(*x.rows[:2]),
+    "discount_powers": lambda x: estimators.discount_powers(0.9, x.columns[0]),
+    "return_differences": lambda x: estimators.return_differences(x.rollout.rewards, 0.9, x.ratios),
+}
+GROUPS = torch.arange(4).repeat_interleave(3)
+ESTIMATORS |= {
+    "approx_kl": lambda x: estimators.approx_kl(x.rows[0]),
+    "eta_from_kl": lambda x: estimators.eta_from_kl(x.rows[0], 0.1, GROUPS),
+    "eta_from_std": lambda x: estimators.eta_from_std(x.rows[0], 1.0, GROUPS),
+    "explained": lambda x: estimators.explained(x.rows[0].square().mean(), x.rows[1].square().mean()),
+    "preference_rewards": lambda x: estimators.preference_rewards(
+        torch.tanh(x.rows[0].view(3, 2, 2) - x.rows[0].view(3, 2, 2).transpose(1, 2))
+    ),
+    "rebel_advantage_loss": lambda x: estimators.rebel_advantage_loss(*x.rows[:3], 0.2),
+    "rebel_advantage_slope": lambda x: estimators.rebel_advantage_slope(*x.rows[:3], 0.2),
+    "rebel_all_actions_loss": lambda x: estimators.rebel_all_actions_loss(
+        *(row.view(4, 3).log_softmax(-1) for row in x.rows[:2]), x.rows[2].view(4, 3), 0.2
+    ),
+    "rebel_coefficients": lambda x: estimators.rebel_coefficients(*x.rows[:3], GROUPS, 0.2),
+    "rebel_loss": lambda x: estimators.rebel_loss(*x.rows[:3], GROUPS, 0.2),
+    "rebel_residuals": lambda x: estimators.rebel_residuals(*x.rows[:3], 0.2, x.rows[3], 0.1, "prox"),
+    "sign_alignment": lambda x: estimators.sign_alignment(*x.rows[:2], GROUPS),
 }
 ESTIMATORS |= {
     f"{name}, {part}": call
@@ -91,6 +112,7 @@ ESTIMATORS |= {
     ),
 }
 UPDATES = {
+    "adam_step": lambda x: (lambda step: [step[0], *step[1].values()])(rlopt.updates.adam_step(*x.vectors[:2], 0.3, {})),
     "bounded_correction": lambda x: rlopt.updates.bounded_correction(*x.vectors[:2], 0.2),
     "corrected_momentum": lambda x: [rlopt.updates.corrected_momentum(*x.vectors, eta) for eta in (0.0, 0.3, 1.0)],
     "lookahead": lambda x: rlopt.updates.lookahead(*x.vectors[:2], 0.3),

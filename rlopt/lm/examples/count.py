@@ -42,7 +42,13 @@ def count_reward(completion_ids: list[list[int]]) -> list[float]:
 
 
 def count_trainer(
-    seed: int, pairs: int = 512, layers: int = 2, width: int = 64, explained_stop: float = 0.99, output_dir: str = "runs/count"
+    seed: int,
+    completions: int = 1024,
+    num_generations: int = 2,
+    layers: int = 2,
+    width: int = 64,
+    explained_stop: float = 0.99,
+    output_dir: str = "runs/count",
 ) -> REBELTrainer:
     """A trainer from the uniform policy: full-batch AdamW 1e-3, no clipping, up to 100 steps an iteration."""
     args = REBELConfig(
@@ -56,7 +62,8 @@ def count_trainer(
         learning_rate=1e-3,
         lr_scheduler="constant",
         max_grad_norm=None,
-        per_device_train_batch_size=2 * pairs,
+        num_generations=num_generations,
+        per_device_train_batch_size=completions,
         max_iterations=8,
         save_steps=None,
         seed=seed,

