@@ -128,7 +128,7 @@ def summary() -> None:
     axes[1].scatter(front[:, 0], front[:, 1], c=[counts[tuple(p)] for p in front.round(1).tolist()], cmap="viridis", zorder=3)
     for point, count in counts.items():
         axes[1].annotate(f"{count}/{len(results)}", point, textcoords="offset points", xytext=(7, 4), fontsize=8)
-    axes[1].set(xlabel="treasure", ylabel="minus time", title="seeds that reach each point at the end")
+    axes[1].set(xlabel="treasure", ylabel="minus time", xlim=(-0.5, 26.5), title="seeds that reach each point at the end")
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.tight_layout()
