@@ -52,6 +52,7 @@ class ByUtility:
         return environments
 
     def weights(self, objectives: Objectives, rollout: Rollout) -> tuple[Tensor, Objectives, dict[str, Tensor]]:
+        """∇f(J) [K]; all alike until an episode has ended."""
         returns, multipliers = objectives
         if not len(returns):  # no episode has ended: there is no J to judge
             size = rollout.vector_rewards().shape[-1]
@@ -77,6 +78,7 @@ class ByPreference:
         return environments
 
     def weights(self, objectives: Objectives, rollout: Rollout) -> tuple[Tensor, Objectives, dict[str, Tensor]]:
+        """The preferences [T, N, K] that the policy saw."""
         assert isinstance(rollout.observations, dict)
         return rollout.observations[PREFERENCE], objectives, {}
 
