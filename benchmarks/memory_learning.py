@@ -47,6 +47,7 @@ class Task:
     oracle: dict[str, Any] | str | None = None  # the id with full state, or arguments that show it; None if there is none
     arguments: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)  # policy_kwargs of stateful policies
+    state_shown: bool = False  # to the critics of policies with memory, and to "PPO, full state"
 
 
 TASKS = {
@@ -74,9 +75,14 @@ TASKS = {
         0.9,
         arguments={"gamma": 0.99, "gae_lambda": 0.5, "ent_coef": 0.01},
         memory={"retention": (1.0, 51.0)},
+        state_shown=True,
     ),
     "repeat-previous": Task(
-        "popgym-RepeatPreviousEasy-v0", 3_000_000, 0.5, arguments={"gamma": 0.95, "gae_lambda": 0.8, "ent_coef": 0.01}
+        "popgym-RepeatPreviousEasy-v0",
+        3_000_000,
+        0.5,
+        arguments={"gamma": 0.95, "gae_lambda": 0.8, "ent_coef": 0.01},
+        state_shown=True,
     ),
 }
 # algorithm, arguments, frames that are stacked; "full state" reads the environment of the oracle
@@ -104,8 +110,12 @@ def environments(job: Job, num_envs: int) -> Any:
     """The environments of a run; None if the task has no such arm."""
     from rlopt import make_envs
     from rlopt.envs.frame_stack import FrameStack
+    from rlopt.envs.privileged import ShowState
+    from rlopt.envs.vector import make_env
 
     task, frames = TASKS[job.task], ARMS[job.arm][2]
+    if task.state_shown and (ARMS[job.arm][0] != "ppo" or job.arm == "PPO, full state"):
+        return make_envs(lambda: ShowState(make_env(task.env, **task.env_kwargs)), num_envs)
     if job.arm != "PPO, full state":
         envs = make_envs(task.env, num_envs, env_kwargs=task.env_kwargs)
         return FrameStack(envs, frames) if frames > 1 else envs
@@ -138,11 +148,8 @@ def train(job: Job) -> dict[str, Any] | None:
     envs = environments(job, arguments.pop("n_envs"))
     if envs is None:
         return None
-    policy = (
-        "MultiInputPolicy"
-        if isinstance(envs.encoder.space.spaces if hasattr(envs.encoder.space, "spaces") else None, dict)
-        else "MlpPolicy"
-    )
+    reads_state = job.arm == "PPO, full state" and not isinstance(task.oracle, str)
+    policy = "MultiInputPolicy" if reads_state else "MlpPolicy"
     agent = ALGORITHMS[ARMS[job.arm][0]](policy, envs, **arguments)
     scores: list[float] = []
     clock: list[float] = []
