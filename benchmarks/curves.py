@@ -17,13 +17,18 @@ def stored(path: Path) -> list[dict[str, Any]]:
 
 
 def run_all(
-    path: Path, train: Callable[[Any], dict[str, Any] | None], jobs: Iterable[Any], workers: int, say: Callable[[Any], str]
+    path: Path,
+    train: Callable[[Any], dict[str, Any] | None],
+    jobs: Iterable[Any],
+    workers: int,
+    say: Callable[[Any], str],
+    runs_per_process: int = 10,
 ) -> None:
     """Train every job in processes of its own kind, and append each result as it comes; None is nothing to keep."""
     todo = list(jobs)
     print(f"{len(todo)} runs to do", flush=True)
     path.parent.mkdir(exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=10) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=runs_per_process) as pool:
         for number, result in enumerate(pool.imap_unordered(train, todo), 1):
             if result is None:
                 continue

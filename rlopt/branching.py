@@ -18,10 +18,11 @@ from rlopt.arguments import check_number
 from rlopt.collector import Collector
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.spaces import Array, ArrayTree
-from rlopt.episodes import Assignment, batch_seeds
+from rlopt.episodes import MAX_EPISODE_STEPS, Assignment, batch_seeds
 from rlopt.rollout import Observations, Rollout, map_observations
 
 ROUNDING = 1e-9  # how far probabilities may be from adding up to 1
+NEGLIGIBLE = 1e-12  # powers of γ below it are left out
 # How far observations of members may be apart: rows of one matrix product differ in their last digits by their place.
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 
@@ -54,7 +55,7 @@ def branched_episodes(
     collector: Collector,
     theta: Tensor,
     num_groups: int,
-    depths: int | Sequence[float],
+    depths: int | Sequence[float] | None = None,
     horizon: int | None = None,
     gamma: float = 1.0,
     stream: str = "branches",
@@ -69,7 +70,7 @@ def branched_episodes(
         collector: of environments wrapped in `Paired`.
         theta: [d].
         num_groups: P.
-        depths: D for h uniform on 0 … D − 1, or the probabilities of h = 0, 1, …
+        depths: of h, see `depth_probabilities`.
         horizon: steps after which an episode is truncated; None leaves its end to the environment.
         gamma: γ in [0, 1], from step h on.
         stream: whose random numbers to use.
@@ -80,11 +81,12 @@ def branched_episodes(
     """
     check_number("num_groups", num_groups, positive=True, whole=True)
     check_number("gamma", gamma, at_least=0, at_most=1)
+    weights = depth_probabilities(depths, gamma, horizon)
     size = collector.envs.group_size
     if size < 2:
         raise ValueError(f"collector: expected environments in groups (wrapped in Paired), got {collector.envs.name} alone")
     _, seed = batch_seeds(collector.entropy, f"{stream} depths", collector.batches.get(stream, 0))
-    drawn = np.random.default_rng(seed).choice(len(weights := _distribution(depths)), num_groups, p=weights)
+    drawn = np.random.default_rng(seed).choice(len(weights), num_groups, p=weights)
 
     def around(actor: Actor, assignment: Assignment) -> Actor:
         return SharedUntil(actor, assignment, drawn, size)
@@ -92,6 +94,38 @@ def branched_episodes(
     rollout = collector.episodes(theta, num_groups * size, horizon, stream, around)
     _check_shared(rollout, drawn, size, collector.envs.name)
     return _branches(rollout, torch.from_numpy(drawn).to(rollout.mask.device), size, gamma)
+
+
+def depth_probabilities(depths: int | Sequence[float] | None, gamma: float, horizon: int | None = None) -> Array:
+    """P(h) of h = 0, 1, …, the step at which a group parts, [D].
+
+    Given that a group is kept, the mean over groups of Σ_i Â_i ∇ln π(a_i | s_h) / G, with Â leave-one-out, is
+
+        Σ_h P(h) E[1(h < L) Q_h(s_h, a_h) ∇ln π(a_h | s_h)] / P(h < L),    L the length of an episode
+
+    so that P(h) ∝ γ^h makes it ∇J_γ, and a uniform h with γ = 1 makes it ∇J, but for a factor.
+
+    Args:
+        depths: D for h uniform on 0 … D − 1; the probabilities themselves; or None for P(h) ∝ γ^h.
+        gamma: γ in [0, 1], of the returns.
+        horizon: steps after which an episode is cut: no later h is drawn where `depths` is None.
+
+    Raises:
+        ValueError: no distribution; None where γ = 1 and there is no horizon.
+    """
+    if depths is None:
+        if gamma == 1 and horizon is None:
+            raise ValueError("depths: expected how deep groups part, where gamma=1 and horizon=None leave it open, got None")
+        powers = gamma ** np.arange(horizon or MAX_EPISODE_STEPS, dtype=np.float64)
+        powers = powers[powers > NEGLIGIBLE]
+        return powers / powers.sum()
+    if isinstance(depths, int):
+        check_number("depths", depths, positive=True, whole=True)
+        return np.full(depths, 1.0 / depths)
+    weights = np.asarray(depths, np.float64)
+    if weights.ndim != 1 or not len(weights) or (weights < 0).any() or not abs(weights.sum() - 1) <= ROUNDING:
+        raise ValueError(f"depths: expected a positive integer or probabilities that add up to 1, got {depths!r}")
+    return weights / weights.sum()
 
 
 class SharedUntil:
@@ -114,17 +148,6 @@ class SharedUntil:
         followed = self.assignment.times < self.depths[self.assignment.episodes // self.group_size]
         sources = np.where(followed, self._leaders, np.arange(len(actions)))
         return actions[sources]
-
-
-def _distribution(depths: int | Sequence[float]) -> Array:
-    """Probabilities of h = 0, 1, …"""
-    if isinstance(depths, int):
-        check_number("depths", depths, positive=True, whole=True)
-        return np.full(depths, 1.0 / depths)
-    weights = np.asarray(depths, np.float64)
-    if weights.ndim != 1 or not len(weights) or (weights < 0).any() or not abs(weights.sum() - 1) <= ROUNDING:
-        raise ValueError(f"depths: expected a positive integer or probabilities that add up to 1, got {depths!r}")
-    return weights / weights.sum()
 
 
 def _branches(rollout: Rollout, depths: Tensor, size: int, gamma: float) -> Branches:

@@ -139,8 +139,8 @@ def _check_size(agent: Agent, observation_space: spaces.Space, action_space: spa
     stored = sum(tensor.numel() for tensor in archive.group("policy").values())
     encoded, action = ObservationEncoder(observation_space).space, ActionDecoder(action_space).space
     least = _least_of_towers(agent, encoded) if agent.memory is None else _least_of_memory(agent, encoded, action)
-    extractor_kwargs = agent.policy_kwargs.get("features_extractor_kwargs") or {}
-    sizes = [noise_size(action) + least, *(value for value in extractor_kwargs.values() if isinstance(value, int))]
+    extractors = [agent.policy_kwargs.get(f"{of}features_extractor_kwargs") or {} for of in ("", "critic_")]
+    sizes = [noise_size(action) + least, *(x for kwargs in extractors for x in kwargs.values() if isinstance(x, int))]
     if (needed := max(sizes)) > stored:
         raise ValueError(f"path: the file describes networks of {needed} parameters or more, and brings {stored}")
 
@@ -160,6 +160,7 @@ def _least_of_memory(agent: Agent, encoded: spaces.Space, action: spaces.Space) 
     if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
         raise ValueError(f"path: the file's sizes of memory make no sense: {sizes}")
     seen, valued = (_inputs(agent, space) for space in readable_spaces(encoded))
+    valued = valued if kwargs.get("critic_features_extractor_class") is None else 0
     previous = encoded_size(action) if kwargs.get("previous_action", agent.memory == "s2pg") else 0
     actor, critic = _net_arch(agent)
     # whether heads read features beside memory

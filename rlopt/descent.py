@@ -37,27 +37,31 @@ class Descent:
         optimizer_class: any torch optimiser whose `step` needs no closure. Those outside `ELEMENTWISE` are given one
             tensor a layer.
         optimizer_kwargs: passed to it.
+
+    Attributes:
+        policy, module: the copy, as a function of θ and as it is bound to the leaf.
+        optimizer: it.
     """
 
     def __init__(self, policy: Functional, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: dict[str, Any]):
-        functional = Functional(policy.module)
-        self._theta = functional.init()
+        self.policy = Functional(policy.module)
+        self._theta = self.policy.init()
         self._gradient = torch.zeros_like(self._theta)
-        self.module: Any = functional.bind(self._theta)
+        self.module: Any = self.policy.bind(self._theta)
         if issubclass(optimizer_class, torch.optim.LBFGS):
             raise ValueError("optimizer_class: LBFGS evaluates the loss several times a step, which minibatches cannot offer")
         self._parameters = list(self.module.parameters())
         self._frozen: list[tuple[Tensor, Tensor]] = []
-        self._optimizer: FlatAdam | TorchOptimizer
+        self.optimizer: FlatAdam | TorchOptimizer
         if optimizer_class is torch.optim.Adam and optimizer_kwargs.keys() <= PLAIN_ADAM:
-            self._optimizer = FlatAdam(self._theta, self._gradient, **optimizer_kwargs)
+            self.optimizer = FlatAdam(self._theta, self._gradient, **optimizer_kwargs)
         else:
             leaf = nn.Parameter(self._theta)
             leaf.grad = self._gradient
             for name, view in parameter_views(self.module, self._gradient).items():
                 self.module.get_parameter(name).grad = view
             parameters = [leaf] if optimizer_class in ELEMENTWISE else self._parameters
-            self._optimizer = TorchOptimizer(optimizer_class(parameters, **{"lr": 0.0, **optimizer_kwargs}))
+            self.optimizer = TorchOptimizer(optimizer_class(parameters, **{"lr": 0.0, **optimizer_kwargs}))
 
     def begin(self, theta: Tensor, moments: Moments, learning_rate: float, trained: Sequence[bool] | None = None) -> None:
         """Start from these values.
@@ -69,7 +73,7 @@ class Descent:
             trained: for each parameter tensor, whether it moves; all by default.
         """
         self._theta.copy_(theta)
-        self._optimizer.load(moments, learning_rate)
+        self.optimizer.load(moments, learning_rate)
         for parameter, moves in zip(self._parameters, trained or [True] * len(self._parameters), strict=True):
             parameter.requires_grad_(moves)
         self._frozen = [(p, p.detach().clone()) for p in self._parameters if not p.requires_grad]
@@ -88,7 +92,7 @@ class Descent:
         torch.cat([piece.reshape(-1) for piece in flat], out=self._gradient)
         norm = torch.linalg.vector_norm(self._gradient)
         self._gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
-        self._optimizer.step()
+        self.optimizer.step()
         for parameter, value in self._frozen:  # momentum and weight decay move them even with a gradient of 0
             parameter.data.copy_(value)
         return norm
@@ -99,7 +103,7 @@ class Descent:
 
     def moments(self) -> Moments:
         """A copy of the optimiser's state, one tensor a name."""
-        return self._optimizer.moments()
+        return self.optimizer.moments()
 
 
 class FlatAdam:

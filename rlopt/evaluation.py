@@ -20,6 +20,7 @@ from rlopt.envs.facade import as_vec_env
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.vector import make_envs
 from rlopt.envs.wrapper import innermost
+from rlopt.policies.stateful import actor_spaces
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,11 @@ def _number_or_vector(value: Any) -> Any:
 
 
 def check_spaces(agent: Agent, envs: Environments) -> None:
-    """Raises ValueError unless the agent can act in the environments."""
+    """Raises ValueError unless the agent can act in the environments, which need not show what only its critic reads."""
+    enough = actor_spaces(agent.observation_space) if agent.memory is not None else []
     for field, mine, theirs in (
         ("observation space", agent.observation_space, envs.encoder.raw_space),
         ("action space", agent.action_space, envs.decoder.raw_space),
     ):
-        if mine != theirs:
+        if mine != theirs and not (field == "observation space" and theirs in enough):
             raise ValueError(f"env: the {field} of {envs.name} is {theirs}, the agent's is {mine}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import is_vectorized_observation
 
-from rlopt.envs.memory import MemoryActions, MemoryObservations, MemoryState, encode_actions
+from rlopt.envs.memory import OBSERVATION, MemoryActions, MemoryObservations, MemoryState, encode_actions
 from rlopt.envs.normalize import ObservationNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder, map_arrays
 from rlopt.policies import draw_noise
-from rlopt.policies.stateful import as_actor_critic
+from rlopt.policies.stateful import actor_spaces, as_actor_critic
 
 
 class Predictor:
     """What `Agent.predict` does; draws from a generator of its own and changes nothing of the agent.
+
+    What an environment showed the critic alone may be missing: the actor of a policy with memory does not read it.
 
     Args:
         policy: of the agent.
@@ -39,6 +42,9 @@ class Predictor:
         self.policy, self.encoder, self.decoder = policy, encoder, decoder
         self.generator, self.normalizer = generator, normalizer
         self.actor_critic = as_actor_critic(policy)
+        others = actor_spaces(encoder.raw_space) if isinstance(policy.observation_space, MemoryObservations) else []
+        self.actor_encoder = ObservationEncoder(others[0]) if others else None  # of observations without the critic's entries
+        self.bare_space = others[1] if len(others) == 2 else None  # "observation", where the actor reads nothing else
         self._state_missing = False  # in the last call
 
     def __call__(
@@ -62,19 +68,47 @@ class Predictor:
 
     def _encoded(self, observation: Any) -> tuple[ArrayTree, bool]:
         """The observation [n, *obs] as arrays that policies read, and whether it was a batch."""
-        raw_space = self.encoder.raw_space
+        bare = self._is_bare(observation)
+        raw_space = self.bare_space if bare else self.encoder.raw_space
         if isinstance(observation, tuple) and not isinstance(raw_space, spaces.Tuple):
             raise ValueError(
                 "observation: got a tuple, expected an array or a dict. Gymnasium's reset returns (observation, info) and "
                 "its step five values; pass the first of them"
             )
+        if bare:
+            observation = {OBSERVATION: observation}
+        encoder = self._encoder_of(observation)
         try:
-            encoded = self.encoder(observation)
+            encoded = encoder(observation)
             # before normalisation, which would broadcast
-            batched = is_vectorized_observation(encoded, self.encoder.space)  # type: ignore[arg-type]
+            batched = is_vectorized_observation(encoded, encoder.space)  # type: ignore[arg-type]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"observation: expected {raw_space}, or a batch of that: {error}") from error
+            raise ValueError(f"observation: expected {encoder.raw_space}, or a batch of that: {error}") from error
         return (encoded if batched else map_arrays(lambda array: np.asarray(array)[None], encoded)), batched
+
+    def _is_bare(self, observation: Any) -> bool:
+        """Whether it is what stands at "observation" where the critic sees more, as if the environment never showed it."""
+        if self.bare_space is None:
+            return False
+        return not isinstance(observation, Mapping) or (
+            isinstance(self.bare_space, spaces.Dict) and OBSERVATION not in observation
+        )
+
+    def _encoder_of(self, observation: Any) -> ObservationEncoder:
+        """The encoder of the whole observation or, where entries of the critic's are missing, of what the actor reads.
+
+        Raises:
+            ValueError: an entry is missing that the actor reads.
+        """
+        if self.actor_encoder is None or not isinstance(observation, Mapping):
+            return self.encoder
+        needed = self.actor_encoder.raw_space
+        assert isinstance(needed, spaces.Dict)
+        if missing := sorted(needed.spaces.keys() - observation.keys()):
+            raise ValueError(f"observation: the actor reads {sorted(needed.spaces)}, of which {missing} is missing")
+        whole = self.encoder.raw_space
+        assert isinstance(whole, spaces.Dict)
+        return self.encoder if whole.spaces.keys() <= observation.keys() else self.actor_encoder
 
     def _resumed(self, state: Any, episode_start: Any, initial: MemoryState) -> MemoryState:
         """`state` with the rows that begin an episode as they are then; warns if a caller seems to forget it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -102,10 +103,7 @@ class Rollout:
             ValueError: the environment pays a vector of K rewards; the message names the algorithm.
         """
         if self.rewards.ndim > 2:
-            raise ValueError(
-                f"env: it pays {self.rewards.shape[-1]} rewards a step and {algorithm} maximises one; wrap it so that step "
-                "returns a number, such as a weighted sum"
-            )
+            refuse_several_rewards(self.rewards.shape[-1], algorithm)
         return self.rewards
 
     def vector_rewards(self) -> Tensor:
@@ -151,6 +149,14 @@ class Rollout:
     def valid_rows(self) -> Tensor:
         """Flat indices t·N + n of the rows that count, [S']."""
         return self.mask.flatten().nonzero().squeeze(1)
+
+
+def refuse_several_rewards(num_objectives: int, algorithm: str) -> NoReturn:
+    """Raises ValueError: K rewards a step for an algorithm that maximises one number; the message names it."""
+    raise ValueError(
+        f"env: it pays {num_objectives} rewards a step and {algorithm} maximises one; use PPO or MOPG with utility=, such as "
+        f"utility={[round(1 / num_objectives, 2)] * num_objectives}, or wrap it so that step returns a number"
+    )
 
 
 @torch.no_grad()

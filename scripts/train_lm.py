@@ -24,7 +24,8 @@ from typing import Any
 from rlopt.lm import REBELConfig, REBELTrainer
 from rlopt.lm.examples import count, digits, smollm2
 
-EXAMPLES = ("count", "digits", "smollm2-format")
+# Which settings an example leaves open; None: all.
+EXAMPLES = {"count": ("seed", "output_dir"), "digits": None, "smollm2-format": ("seed", "output_dir", "max_iterations")}
 KINDS = {"int": int, "float": float, "str": str}
 
 
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--example", choices=EXAMPLES)
     result.add_argument("--model", help="a folder or a name that transformers can load")
     result.add_argument("--dataset", type=Path, help="a file of JSON lines")
+    result.add_argument("--eval-dataset", type=Path, help="the same, for --eval-steps")
     result.add_argument("--reward", action="append", default=[], help="module:function; more than once for a sum")
     result.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output-dir")
     result.add_argument("--lora-r", type=int, default=0, help="rank of a LoRA adapter; 0 trains the whole model")
@@ -98,9 +100,15 @@ def main() -> None:
     """Run what the command line says."""
     known = parser()
     options = vars(known.parse_args())
-    run = {name: options.pop(name) for name in ("example", "model", "dataset", "reward", "resume", "lora_r")}
+    own = ("example", "model", "dataset", "eval_dataset", "reward", "resume", "lora_r")
+    run = {name: options.pop(name) for name in own}
     given = {name: value for name, value in options.items() if value is not None}
     if run["example"]:
+        open_settings = EXAMPLES[run["example"]]
+        fixed = [name for name in given if open_settings is not None and name not in open_settings]
+        fixed += [name for name in own[1:] if run[name]]
+        if fixed:
+            known.error(f"--{fixed[0].replace('_', '-')}: --example {run['example']} decides it")
         run_example(run["example"], given)
         return
     if not (run["model"] and run["dataset"] and run["reward"]):
@@ -111,7 +119,8 @@ def main() -> None:
 
         lora = LoraConfig(r=run["lora_r"], lora_alpha=2 * run["lora_r"], target_modules="all-linear", task_type="CAUSAL_LM")
     rewards = [load_function(text) for text in run["reward"]]
-    trainer = REBELTrainer(run["model"], rewards, REBELConfig(**given), load_rows(run["dataset"]), peft_config=lora)
+    rows, held_out = (load_rows(path) if path else None for path in (run["dataset"], run["eval_dataset"]))
+    trainer = REBELTrainer(run["model"], rewards, REBELConfig(**given), rows, held_out, peft_config=lora)
     trainer.train(resume_from_checkpoint=run["resume"])
     print(f"saved: {trainer.save_model()}")
 

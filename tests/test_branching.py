@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt import PPO, REINFORCE
-from rlopt.branching import Branches, branched_episodes
+from rlopt import MOPG, PPO, REINFORCE
+from rlopt.branching import Branches, branched_episodes, depth_probabilities
 from rlopt.collector import Collector
 from rlopt.envs.base import EnvironmentFault, episode_seed
 from rlopt.envs.memory import MEMORY
@@ -221,10 +221,30 @@ def test_memory_is_shared_up_to_the_branch() -> None:
 
 def test_several_rewards_have_a_return_each() -> None:
     mdp = TabularMDP.random(num_objectives=2, horizon=3)
-    agent = REINFORCE("MlpPolicy", Paired(make_envs(TabularVectorEnv(mdp, 8)), SIZE), num_episodes=4, seed=0, device="cpu")
+    agent = MOPG(
+        "MlpPolicy",
+        Paired(make_envs(TabularVectorEnv(mdp, 8)), SIZE),
+        utility="fairness:1",
+        num_episodes=4,
+        seed=0,
+        device="cpu",
+    )
     branches = branched_episodes(collector_of(agent), agent.state.theta, 4, [0.0, 1.0], gamma=0.5)
     rewards = branches.rollout.rewards
     torch.testing.assert_close(branches.returns, rewards[1] + 0.5 * rewards[2])
+
+
+def test_depths_in_proportion_to_discounts() -> None:
+    weights = depth_probabilities(None, 0.5, 3)
+    np.testing.assert_allclose(weights, np.array([4, 2, 1]) / 7)
+    np.testing.assert_allclose(depth_probabilities(None, 1.0, 4), np.full(4, 0.25))
+    np.testing.assert_allclose(depth_probabilities(None, 0.0), [1.0])
+    long = depth_probabilities(None, 0.99)
+    assert 2000 < len(long) < 4000
+    assert long @ np.arange(len(long)) == pytest.approx(99)
+    assert len(depth_probabilities(None, 0.99999)) == 50_000
+    with pytest.raises(ValueError, match="depths: expected how deep groups part, where gamma=1 and horizon=None leave it open"):
+        depth_probabilities(None, 1.0)
 
 
 def test_groups_that_all_ended_leave_nothing() -> None:

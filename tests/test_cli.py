@@ -243,6 +243,10 @@ def test_policies_suit_their_observations() -> None:
     assert suitable_policy(spaces.Box(-1, 1, (3,))) == "MlpPolicy"
     assert suitable_policy(spaces.Box(0, 255, (3, 40, 40), np.uint8)) == "CnnPolicy"
     assert suitable_policy(spaces.Dict(a=spaces.Box(-1, 1, (3,)))) == "MultiInputPolicy"
+    shown = spaces.Dict(observation=spaces.Box(-1, 1, (3,)), critic=spaces.Box(-1, 1, (2,)))
+    assert suitable_policy(shown) == "MultiInputPolicy"
+    assert suitable_policy(shown, "s2pg") == suitable_policy(shown["observation"], "s2pg") == "MlpPolicy"
+    assert suitable_policy(spaces.Dict(a=shown["observation"], critic=shown["critic"]), "s2pg") == "MultiInputPolicy"
 
 
 def test_atari_games_are_preprocessed() -> None:
@@ -269,12 +273,14 @@ def test_atari_games_are_preprocessed() -> None:
         (["--preset", "tune"], "preset: expected one of .*, got 'tune'; did you mean 'tuned'"),
         (["--env", "CartPol-v1"], "env: 'CartPol-v1' is not registered with Gymnasium; did you mean 'CartPole-v1'"),
         (["--frame-stack", "0"], "frame_stack: expected a whole number of at least 1, got 0"),
+        (["--show-state"], r"env: CartPoleEnv has no state_space and get_state\(\)"),
+        (["--show-state", "--backend", "native"], "show_state: backend 'native' has no single environments"),
         (["--env-kwargs", "[1]"], "Error parsing --env-kwargs: expected a mapping"),
         (["--env-kwargs", "{foo: 1}"], "env_kwargs: CartPole-v1 refuses {'foo': 1}"),
         (["--policy", "Mlp"], "policy: expected one of .*, got 'Mlp'; did you mean 'MlpPolicy'"),
         (["--policy", "CnnPolicy"], "policy: .* cannot read"),
         (["--device", "gpu"], "device: expected 'auto', 'cpu', 'cuda' or another device of torch, got 'gpu'"),
-        (["--backend", "native", "--env", "Pendulum-v1"], "backend: Pendulum-v1 has no native"),
+        (["--backend", "native", "--env", "FrozenLake-v1"], "backend: FrozenLake-v1 has no native"),
         (["--num-envs", "0"], "num_envs: expected a whole number of at least 1, got 0"),
         (["--seed", "-1"], "seed: expected a whole number from 0"),
         (["--run-name", "a/b"], "run_name: expected the name of a folder without separators, got 'a/b'"),
@@ -389,6 +395,82 @@ def test_stacked_frames_are_seen_in_training_evaluation_and_wherever_the_agent_g
     assert torch.equal(weights(folder), weights(again))
     with_more = train(tmp_path / "more", "--config", str(folder / "config.yaml"), "--frame-stack", "1")
     assert PPO.load(with_more / "model.zip", device="cpu").observation_space.shape == (4,)
+
+
+class Hiding(gym.Env[Any, Any]):
+    """Shows a bit at first, and then nothing; its state is the bit and the time."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    state_space = spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 5, (1,), np.float32)])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.bit, self.time = int(self.np_random.integers(2)), 0
+        return np.array([self.bit, 1], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        return np.zeros(2, np.float32), float(action == self.bit), self.time == 5, False, {}
+
+    def get_state(self) -> Any:
+        return self.bit, np.array([self.time], np.float32)
+
+
+gym.register("rlopt-test/Hiding-v0", Hiding)
+SHOWN = ["--env", "rlopt-test/Hiding-v0", "--show-state"]
+
+
+@pytest.mark.parametrize("name", ["s2pg", "recurrentppo", "ppo"])
+def test_a_state_is_shown_in_training_and_needed_afterwards_by_policies_without_memory_alone(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(tmp_path, "--algo", name, *SHOWN, "--eval-freq", "128", "--normalize-observations")
+    agent = ALGORITHMS[name].load(folder / "model.zip", device="cpu")
+    assert set(agent.observation_space.spaces) == {"observation", "critic"}  # type: ignore[attr-defined]
+    assert agent.observation_space["critic"].shape == (3,)  # type: ignore[index]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["show_state"] is True
+    assert config["policy"] == ("MultiInputPolicy" if name == "ppo" else "MlpPolicy")
+    copy = tmp_path / "agent.zip"
+    copy.write_bytes((folder / "model.zip").read_bytes())
+    ways = [[str(folder)], [str(copy), *SHOWN], [str(copy), "--env", "rlopt-test/Hiding-v0"]]
+    results = []
+    for arguments in ways[: 2 if name == "ppo" else 3]:
+        capsys.readouterr()
+        evaluate_main([*arguments, "--episodes", "6", "--json"])
+        results.append(json.loads(capsys.readouterr().out)["mean_return"])
+    assert len(set(results)) == 1
+    if name == "ppo":
+        assert "env: the observation space" in refused(capsys, evaluate_main, ways[2])
+
+
+def test_a_run_that_shows_the_state_is_repeated_by_its_config_file(tmp_path: Path) -> None:
+    first = train(tmp_path / "first", "--algo", "s2pg", *SHOWN)
+    again = train(tmp_path / "again", "--config", str(first / "config.yaml"))
+    other = train(tmp_path / "other", "--config", str(first / "config.yaml"), "--no-show-state")
+    theta = [ALGORITHMS["s2pg"].load(folder / "model.zip", device="cpu").state.theta for folder in (first, again, other)]
+    assert torch.equal(theta[0], theta[1])
+    assert theta[0].shape != theta[2].shape
+
+
+def test_popgyms_state_is_shown(tmp_path: Path) -> None:
+    pytest.importorskip("popgym")
+    kwargs = ["--policy-kwargs", "{critic_features_extractor_class: CombinedExtractor}"]
+    folder = train(tmp_path, "--algo", "s2pg", "--env", "popgym-RepeatFirstEasy-v0", "--show-state", *kwargs)
+    agent = ALGORITHMS["s2pg"].load(folder / "model.zip", device="cpu")
+    assert agent.observation_space["critic"].shape == (8,)  # type: ignore[index]
+    assert agent.gae_lambda == 0.5  # type: ignore[attr-defined]
+
+
+def test_atari_games_do_not_tell_their_state() -> None:
+    with pytest.raises(ValueError, match="show_state: ALE/Pong-v5 is preprocessed and does not tell its state"):
+        training_envs("ALE/Pong-v5", 1, "auto", 0, {}, show_state=True)
+
+
+def test_an_environment_that_shows_the_critic_more_by_itself_suits_a_policy_with_memory(tmp_path: Path) -> None:
+    arguments = ["--algo", "s2pg", "--env", "rlopt/CueRecall-v0", "--env-kwargs", "{delay: 1, privileged: true}"]
+    assert yaml.safe_load((train(tmp_path, *arguments) / "config.yaml").read_text())["policy"] == "MlpPolicy"
 
 
 def test_frames_of_a_video_are_stacked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

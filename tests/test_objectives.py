@@ -25,6 +25,7 @@ from rlopt.objectives import (
     UserUtility,
     VectorUtility,
     WeightedSum,
+    agreed_num_objectives,
     as_vector_utility,
     check_preferences,
     deep_sea_treasure_utility,
@@ -757,3 +758,22 @@ def test_preferences():
             check_preferences(bad)
     with pytest.raises(ValueError, match=r"^weights: expected"):
         check_preferences([2.0], "weights")
+    check_preferences(np.float32([0.3, 0.3, 0.4]), num_objectives=3)
+    for other in ([0.5, 0.5], np.eye(3)):
+        with pytest.raises(ValueError, match="preferences: expected 3 numbers, one an objective, got shape"):
+            check_preferences(other, num_objectives=3)
+
+
+def test_whoever_says_how_many_objectives_there_are_has_to_say_the_same():
+    assert agreed_num_objectives(None, None, None) is None
+    for said in itertools.product((None, 2), repeat=3):
+        assert agreed_num_objectives(*said) == (2 if any(said) else None)
+    for said, message in [
+        ((3, 2, None), "num_objectives: expected 2, as the utility is one of so many, got 3"),
+        ((3, 2, 3), "num_objectives: expected 2, as the utility is one of so many, got 3"),
+        ((3, None, 2), "env: it pays 2 rewards a step, and num_objectives is 3"),
+        ((None, 3, 1), "env: it pays 1 reward a step, and the utility is one of 3"),
+        ((3, 3, 2), "env: it pays 2 rewards a step, and the utility is one of 3"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            agreed_num_objectives(*said)

@@ -76,6 +76,10 @@ class Agent(ABC):
     def step(self, state: Any, collector: Collector) -> tuple[Any, Metrics]:
         """One iteration: ask the collector for data, return the next state and scalars to log. Writes to neither."""
 
+    def check_rewards(self, num_objectives: int) -> None:
+        """Raises ValueError unless the algorithm takes this many rewards a step; all do where none says otherwise."""
+        return
+
     # ------------------------------------------------------------------ construction
 
     def _setup(
@@ -127,7 +131,7 @@ class Agent(ABC):
         self._custom_logger = False
         self._logger: Logger | None = None
         if env is not None:
-            environments = self._dressed(make_envs(env, n_envs, backend, seed))
+            environments = self._accepted(make_envs(env, n_envs, backend, seed))
             self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
             self._attach(environments)
 
@@ -189,6 +193,12 @@ class Agent(ABC):
             warnings.warn(
                 f"env: VecNormalize discounts with gamma={vec_normalize.gamma}, the agent with gamma={self.gamma}", stacklevel=3
             )
+
+    def _accepted(self, environments: Environments) -> Environments:
+        """`_dressed`, of environments that pay what this algorithm takes, as far as they say so before they are stepped."""
+        if environments.num_objectives_certain:
+            self.check_rewards(environments.num_objectives or 1)
+        return self._dressed(environments)
 
     def _dressed(self, environments: Environments) -> Environments:
         """The environments as this algorithm sees them."""
@@ -360,7 +370,8 @@ class Agent(ABC):
         of its own, so that evaluation never changes training.
 
         Args:
-            observation: as the environment gives it, [*obs] or [n, *obs], nested as the space is.
+            observation: as the environment gives it, [*obs] or [n, *obs], nested as the space is. With memory, entries that
+                are the critic's may be missing, and "observation" may stand alone if the actor reads nothing else.
             state: what the call before returned, of a policy with memory; None begins an episode. Others ignore it.
             episode_start: [n] bool, where memory begins anew.
             deterministic: take the most likely action, and the mean of the next memory.
@@ -370,13 +381,24 @@ class Agent(ABC):
             of n rows; None without memory.
 
         Raises:
-            ValueError: an observation or state of another shape, or the pair (observation, info) of a Gymnasium reset.
+            ValueError: an observation or state of another shape, or the pair (observation, info) of a Gymnasium reset; an
+                agent that never had an environment.
         """
+        self._check_spaces_known()
         return self._predictor(observation, state, episode_start, deterministic)
 
     def initial_state(self, num: int = 1) -> MemoryState | None:
-        """What `predict` takes as the state at the start of `num` episodes; None without memory."""
+        """What `predict` takes as the state at the start of `num` episodes; None without memory.
+
+        Raises:
+            ValueError: an agent that never had an environment, and was not loaded from a file either.
+        """
+        self._check_spaces_known()
         return self._predictor.initial_state(num)
+
+    def _check_spaces_known(self) -> None:
+        if not hasattr(self, "policy"):
+            raise ValueError("agent: it has no environment yet, so that its spaces are not known; call set_env(env) first")
 
     def as_tensors(self, observations: ArrayTree) -> Observations:
         """Encoded observations as tensors on the agent's device."""
@@ -394,11 +416,12 @@ class Agent(ABC):
             force_reset: begin new episodes at the next `learn`, even if it goes on counting.
 
         Raises:
-            ValueError: spaces that differ from the agent's.
+            ValueError: spaces that differ from the agent's, or another number of rewards, where the environment says it
+                before it is stepped (`reward_space`); where not, `learn` does.
         """
         copied = can_be_copied(env)  # an environment object brings its own number
         made = make_envs(env, self.n_envs if copied else 1, self.backend if copied else "auto", self.seed)
-        environments = self._dressed(made)
+        environments = self._accepted(made)
         if not hasattr(self, "policy"):
             self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
         for field, mine, theirs in (

@@ -37,7 +37,7 @@ from rlopt.logging import Layout, Metrics, episodic_layout
 from rlopt.policies.actor_critic import ActionLogProb
 from rlopt.policies.functional import Functional
 from rlopt.policies.stateful import MemoryName, as_actor_critic
-from rlopt.rollout import Rollout
+from rlopt.rollout import Rollout, refuse_several_rewards
 from rlopt.schedules import IterationScheduleLike, as_iteration_schedule
 
 
@@ -168,6 +168,11 @@ class EpisodicAgent(Agent):
         """Nothing known but θ_0."""
         zero, none = torch.zeros_like(theta), torch.zeros((), device=theta.device)
         return EpisodicState(theta, theta.clone(), zero, self.baseline_function.init(), none, 0, 0, 0, 0)
+
+    def check_rewards(self, num_objectives: int) -> None:
+        """Raises ValueError unless the algorithm takes this many rewards a step."""
+        if num_objectives > 1:
+            refuse_several_rewards(num_objectives, type(self).__name__)
 
     # ------------------------------------------------------------------ the words of an algorithm box
 

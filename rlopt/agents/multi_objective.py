@@ -14,7 +14,7 @@ from rlopt.agents.episodic import Batch, EpisodicAgent
 from rlopt.arguments import check_number
 from rlopt.estimators import discounted_return, log_ratio
 from rlopt.logging import COSINE, MULTI_OBJECTIVE, Layout, episodic_layout
-from rlopt.objectives import Identity, VectorUtility, as_vector_utility
+from rlopt.objectives import Identity, VectorUtility, agreed_num_objectives, as_vector_utility
 from rlopt.rollout import Rollout
 from rlopt.schedules import Constant, IterationScheduleLike, as_iteration_schedule
 
@@ -78,15 +78,16 @@ class MultiObjectiveAgent(EpisodicAgent):
         nothing = theta.new_zeros(0)
         return MultiObjectiveState(*self.first_state(theta), nothing, nothing, nothing, nothing, {})
 
+    def check_rewards(self, num_objectives: int) -> None:
+        """Raises ValueError unless the utility is one of this many rewards."""
+        agreed_num_objectives(None, self._utility.num_objectives, num_objectives)
+
     # ------------------------------------------------------------------ the words of an algorithm box
 
     def returns(self, rollout: Rollout) -> Tensor:
         """R⃗(τ) = Σ_t γ^t r⃗_t of every episode, [N, K]."""
         returns = discounted_return(rollout.vector_rewards(), self.gamma)
-        if self._utility.num_objectives not in (None, returns.shape[-1]):
-            raise ValueError(
-                f"env: it pays {returns.shape[-1]} rewards a step, and the utility is one of {self._utility.num_objectives}"
-            )
+        self.check_rewards(returns.shape[-1])
         return returns
 
     def scalarised_batch(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
-from rlopt.agents.weighing import Objectives, as_weighing, checked_num_objectives
+from rlopt.agents.weighing import Objectives, as_weighing
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
+from rlopt.compiled_descent import Compile, CompiledDescent
 from rlopt.envs.base import Environments
 from rlopt.envs.vector import Backend
 from rlopt.estimators import (
@@ -28,7 +30,7 @@ from rlopt.estimators import (
     value_loss,
 )
 from rlopt.logging import Metrics
-from rlopt.objectives import VectorUtility
+from rlopt.objectives import VectorUtility, agreed_num_objectives
 from rlopt.policies.stateful import MemoryName
 from rlopt.presets import with_preset
 from rlopt.rollout import Rollout
@@ -76,6 +78,8 @@ class PPO(ProximalAgent):
         carry_reward_returns: reward normalisation carries returns across truncation, as Gymnasium's wrapper does.
         memory: "s2pg" gives the policy a memory that it writes like an action: one ratio for both; `S2PG` has one for each.
         memory_size: units of its recurrent kernel.
+        compile: True makes one compiled function of a minibatch's step; False does not; "auto" where it is predicted to save
+            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding.
         utility: of environments that pay K rewards: f of the mean undiscounted returns of recent episodes, as `MOPG` takes
             it, whose slopes weigh the advantages of a critic for each; or "preferences": weights of a sum that are drawn
             for every episode and shown to the policy ("MultiInputPolicy"), so that one policy covers the front.
@@ -84,6 +88,8 @@ class PPO(ProximalAgent):
     Raises:
         ValueError: an argument that cannot work; the message names it, what was expected and what came.
     """
+
+    compilable = True
 
     @with_preset
     def __init__(
@@ -128,6 +134,7 @@ class PPO(ProximalAgent):
         carry_reward_returns: bool = False,
         memory: MemoryName | None = None,
         memory_size: int = 16,
+        compile: Compile = "auto",
         utility: str | Sequence[float] | VectorUtility | Callable[[Tensor], Tensor] | None = None,
         num_objectives: int | None = None,
     ):
@@ -175,7 +182,15 @@ class PPO(ProximalAgent):
             carry_reward_returns=carry_reward_returns,
             memory=memory,
             memory_size=memory_size,
+            compile=compile,
         )
+
+    def check_rewards(self, num_objectives: int) -> None:
+        """Raises ValueError unless the algorithm takes this many rewards a step."""
+        if self._weighing is None:
+            super().check_rewards(num_objectives)
+        else:
+            self._agreed(num_objectives)
 
     def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
         """One iteration: a rollout, its advantages, `n_epochs` passes of minibatch descent."""
@@ -194,9 +209,7 @@ class PPO(ProximalAgent):
         """What the objectives' advantages are multiplied by, [K] or [T, N, K]; None if there is one reward."""
         if self._weighing is None:
             return state, None, {}
-        rewards = rollout.vector_rewards().shape[-1]
-        if rewards != self.num_objectives:
-            raise ValueError(f"env: it pays {rewards} rewards a step, and the utility is one of {self.num_objectives}")
+        self.check_rewards(rollout.vector_rewards().shape[-1])
         returns = state.objectives
         if self.statistics.recent:
             returns = torch.as_tensor(self.statistics.mean_return).to(rollout.rewards).reshape(-1)
@@ -225,7 +238,7 @@ class PPO(ProximalAgent):
         for epoch in range(self.n_epochs):
             num_epochs += 1
             order = self.shuffled(len(batch.advantages)) if orders is None else orders[epoch].to(self.device)
-            if not self._epoch(batch, order, clip_range, clip_range_vf, log):
+            if not (self._compiled_epoch if self.compiled else self._epoch)(batch, order, clip_range, clip_range_vf, log):
                 break
         metrics: dict[str, Any] = {
             **self._metrics(log, clip_range, clip_range_vf),
@@ -238,7 +251,9 @@ class PPO(ProximalAgent):
             metrics["clip_range_vf"] = clip_range_vf
         if (log_std := getattr(self.descent.module.policy, "log_std", None)) is not None:
             metrics["std"] = log_std.detach().exp().mean()
-        return self.descended(state, num_epochs), metrics
+        following = self.descended(state, num_epochs)
+        metrics |= self.memory_metrics(state.theta, following.theta, batch.observations, batch.actions, clip_range)
+        return following, metrics
 
     def _epoch(self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
         """One pass in minibatches, in this order; False if the KL target was passed."""
@@ -246,20 +261,49 @@ class PPO(ProximalAgent):
             part = part._replace(advantages=self.normalized(part.advantages))
             minibatch = self._in_closed_form if self.descent.module.closed_form else self._by_autograd
             outputs, gradients = minibatch(part, clip_range, clip_range_vf, log)
-            if self.target_kl is not None and approximate_kl(log.rows[-1][0]) > 1.5 * self.target_kl:
+            if self.target_kl is not None and self._refuses(log.rows[-1]):
                 return False
             log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
 
-    def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
-        """PPO's loss on a minibatch, as the paper has it."""
-        distribution, values = self.descent.module(part.observations)
+    def _compiled_epoch(
+        self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog
+    ) -> bool:
+        """The same with every whole minibatch as one call."""
+        whole, rest = self.whole_minibatches(order)
+        ranges = [torch.tensor(e, device=self.device) for e in (clip_range, clip_range_vf) if e is not None]
+        for rows in whole:
+            step = self.compiled_descent(batch, rows, ranges)
+            log.rows.append(step.kept)
+            if self.target_kl is not None and not step.taken:
+                return False
+            log.norms.append(step.grad_norm)
+        return self._epoch(batch, rest, clip_range, clip_range_vf, log)
+
+    def loss(
+        self, module: Any, part: Batch, clip_range: float | Tensor, clip_range_vf: float | Tensor | None = None
+    ) -> tuple[Tensor, LogRows]:
+        """PPO's loss on a minibatch, as the paper has it; advantages are as the rollout has them."""
+        part = part._replace(advantages=self.normalized(part.advantages))
+        return self._loss(module, part, clip_range, clip_range_vf)
+
+    def _loss(
+        self, module: Any, part: Batch, clip_range: float | Tensor, clip_range_vf: float | Tensor | None
+    ) -> tuple[Tensor, LogRows]:
+        """The same of normalised advantages."""
+        distribution, values = module(part.observations)
         log_ratio = distribution.log_prob(part.actions) - part.log_probs
         surrogate = clipped_surrogate(log_ratio, part.advantages, clip_range).mean()
         entropy = distribution.entropy()
         critic_loss = self._value_loss(values, part.values, part.targets, clip_range_vf).mean()
-        log.add(part, log_ratio, entropy, values)
-        return [-surrogate - self.ent_coef * entropy.mean() + self.vf_coef * critic_loss], None
+        loss = -surrogate - self.ent_coef * entropy.mean() + self.vf_coef * critic_loss
+        return loss, LogRows(log_ratio, entropy, values, part.advantages, part.values, part.targets)
+
+    def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
+        """The loss, to be differentiated."""
+        loss, rows = self._loss(self.descent.module, part, clip_range, clip_range_vf)
+        log.add(rows)
+        return [loss], None
 
     def _in_closed_form(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
         """The network's outputs and the gradients of the same loss with respect to them."""
@@ -272,11 +316,21 @@ class PPO(ProximalAgent):
             of_actor = distribution.pull_back(part.actions, weights / -size, -self.ent_coef / size)
             slope = self._value_loss_slope(values, part.values, part.targets, clip_range_vf)
             of_values = slope * (self.vf_coef / values.numel())
-            log.add(part, log_ratio, distribution.entropy(), values)
+            log.add(LogRows(log_ratio, distribution.entropy(), values, part.advantages, part.values, part.targets))
         log_std = [module.policy.log_std] if len(of_actor) == 2 else []
         return [head, *log_std, values], [*of_actor, of_values]
 
-    def _value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | None) -> Tensor:
+    def _refuses(self, rows: LogRows) -> Tensor:
+        """Whether the KL target was passed, a scalar bool."""
+        assert self.target_kl is not None
+        return approximate_kl(rows.log_ratio) > 1.5 * self.target_kl
+
+    @cached_property
+    def compiled_descent(self) -> CompiledDescent:
+        """Steps of descent on `loss`, compiled."""
+        return self.compile_steps(self.loss, None if self.target_kl is None else self._refuses)
+
+    def _value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | Tensor | None) -> Tensor:
         if clip_range is None:
             return value_loss(values, targets)
         clipped = pessimistic_value_loss if self.value_clip == "maximum" else clipped_value_loss
@@ -309,8 +363,19 @@ class PPO(ProximalAgent):
         if self._weighing is None:
             return environments
         dressed = self._weighing.dressed(environments, self.num_objectives)
-        self.num_objectives = checked_num_objectives(self.num_objectives, self._weighing.num_objectives, dressed.num_objectives)
+        self.num_objectives = self._agreed(None) or dressed.num_objectives
+        if self.num_objectives is None:
+            raise ValueError("num_objectives: neither the utility nor the environment says how many there are; give the number")
         return dressed
+
+    def _agreed(self, paid: int | None) -> int | None:
+        """K, with `paid` rewards a step, as far as it is known.
+
+        Raises:
+            ValueError: the environment, the utility and the argument differ.
+        """
+        assert self._weighing is not None
+        return agreed_num_objectives(self.num_objectives, self._weighing.num_objectives, paid)
 
     def _check_own(self) -> None:
         check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
@@ -320,13 +385,24 @@ class PPO(ProximalAgent):
             check_number("clip_range_vf", as_schedule("clip_range_vf", self.clip_range_vf)(1.0), positive=True)
 
 
+class LogRows(NamedTuple):
+    """What every row of a minibatch leaves behind, [B] each, or [B, K] of several objectives."""
+
+    log_ratio: Tensor
+    entropy: Tensor
+    values: Tensor
+    advantages: Tensor  # normalised, if the surrogate took them so
+    old_values: Tensor
+    targets: Tensor
+
+
 class _UpdateLog:
-    """What every row of an update's minibatches leaves behind, turned into metrics once at the end."""
+    """What the minibatches of an update leave behind, turned into metrics once at the end."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[Tensor, ...]] = []
+        self.rows: list[LogRows] = []
         self.norms: list[Tensor] = []
 
-    def add(self, part: Batch, log_ratio: Tensor, entropy: Tensor, values: Tensor) -> None:
-        """Keep these of one minibatch, [B] each."""
-        self.rows.append((log_ratio.detach(), entropy.detach(), values.detach(), part.advantages, part.values, part.targets))
+    def add(self, rows: LogRows) -> None:
+        """Keep these of one minibatch."""
+        self.rows.append(LogRows(*(x.detach() for x in rows)))

@@ -4,10 +4,11 @@ minibatches. No algorithm.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.arguments import check_number
+from rlopt.compiled_descent import Compile, CompiledDescent, Loss, cannot_compile, predicted_saving
 from rlopt.descent import Descent, Moments
 from rlopt.envs.vector import Backend
-from rlopt.estimators import gae
-from rlopt.policies.stateful import MemoryName
-from rlopt.rollout import Observations, Rollout, map_observations
+from rlopt.estimators import approximate_kl, clip_fraction, gae
+from rlopt.policies.stateful import MemoryName, factor_log_probs
+from rlopt.rollout import Observations, Rollout, map_observations, refuse_several_rewards
 from rlopt.schedules import ScheduleLike, as_schedule
 
 # Minibatches copied together: few enough that images fit into memory twice, enough that small rows cost little.
@@ -112,10 +114,16 @@ class ProximalAgent(Agent):
         carry_reward_returns: reward normalisation carries returns across truncation, as Gymnasium's wrapper does.
         memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
         memory_size: units of its recurrent kernel.
+        compile: True makes one compiled function of a minibatch's step; False does not; "auto" where it is predicted to save
+            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding.
+
+    Attributes:
+        compilable: whether the algorithm has a compiled form.
     """
 
     state: ProximalState
     bootstrap_truncation = True
+    compilable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -149,6 +157,7 @@ class ProximalAgent(Agent):
         carry_reward_returns: bool = False,
         memory: MemoryName | None = None,
         memory_size: int = 16,
+        compile: Compile = "auto",
     ):
         self.learning_rate = learning_rate
         self.n_steps = n_steps
@@ -161,6 +170,7 @@ class ProximalAgent(Agent):
         self.vf_coef = vf_coef
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
+        self.compile = compile
         self._check_common()
         self._setup(
             policy,
@@ -186,6 +196,11 @@ class ProximalAgent(Agent):
 
     def init(self, theta: Tensor) -> ProximalState:
         return ProximalState(theta, {}, 0, theta.new_zeros(0), theta.new_zeros(0))
+
+    def check_rewards(self, num_objectives: int) -> None:
+        """Raises ValueError unless the algorithm takes this many rewards a step."""
+        if num_objectives > 1:
+            refuse_several_rewards(num_objectives, type(self).__name__)
 
     # ------------------------------------------------------------------ the words of an algorithm box
 
@@ -219,6 +234,11 @@ class ProximalAgent(Agent):
             for start in range(0, len(rows), self.batch_size):
                 yield rows_of(gathered, slice(start, start + self.batch_size))
 
+    def whole_minibatches(self, order: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The row numbers of all minibatches of full size, and what is left over."""
+        num_rows = len(order) // int(self.batch_size) * int(self.batch_size)
+        return list(order[:num_rows].split(int(self.batch_size))) if num_rows else [], order[num_rows:]
+
     def normalized(self, advantages: Tensor) -> Tensor:
         """Advantages [B] of a minibatch as the surrogate takes them."""
         if not self.normalize_advantage or len(advantages) < 2:
@@ -230,12 +250,69 @@ class ProximalAgent(Agent):
         """An order of `size` rows, on the agent's device."""
         return torch.randperm(size, generator=self.generators["minibatches"]).to(self.device)
 
+    def memory_metrics(
+        self,
+        theta: Tensor,
+        following: Tensor,
+        observations: Observations,
+        actions: Tensor,
+        clip_range: float | None = None,
+        kl: Callable[[Tensor], Tensor] = approximate_kl,
+    ) -> dict[str, Tensor]:
+        """How far an update moved π_a and π_z, each by itself, on its rows, and σ_z; {} without memory.
+
+        Args:
+            theta, following: before and after it, [d].
+            observations: [S', *obs], (o, z, a_prev).
+            actions: [S', A + d_z], (a, z').
+            clip_range: ε of the joint ratio, for the share of rows in which one of the two alone is beyond it.
+            kl: of log-ratios [S'].
+        """
+        if self.memory is None:
+            return {}
+        old, new = (factor_log_probs(self.functional.bind(x).actor, observations, actions) for x in (theta, following))
+        log_std: Tensor = self.functional.bind(following).policy.memory_log_std
+        metrics = {"memory_std": log_std.detach().exp().mean()}
+        for name, log_ratio in zip(("action", "memory"), (new - old).unbind(-1), strict=True):
+            metrics[f"approx_kl_{name}"] = kl(log_ratio)
+            if clip_range is not None:
+                metrics[f"clip_fraction_{name}"] = clip_fraction(log_ratio, clip_range)
+        return metrics
+
     # ------------------------------------------------------------------ parts
 
     @cached_property
     def descent(self) -> Descent:
         """The optimiser and its private copy of the networks."""
         return Descent(self.functional, self.policy.optimizer_class, self.policy.optimizer_kwargs)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps of descent are compiled."""
+        if self.compile is False or not self.compilable:
+            return False
+        if self.compile == "auto":
+            return self.compile_seconds_saved > 0
+        if (reason := cannot_compile(self.descent)) is not None:
+            raise ValueError(f"compile: {reason}; use compile=False")
+        return True
+
+    @property
+    def compile_seconds_saved(self) -> float:
+        """What compiling is predicted to save in the whole training; negative if it is not worth it, or cannot be done."""
+        parts = self.policy, *self.policy.modules()
+        known = all(type(part).__module__.startswith(("stable_baselines3.", "rlopt.", "torch.")) for part in parts)
+        if self.device.type != "cpu" or not known or cannot_compile(self.descent) is not None:
+            return -math.inf
+        num_steps = self._total_timesteps // self.batch_size * self.n_epochs
+        return predicted_saving(num_steps, len(self.state.theta))
+
+    def compile_steps(self, loss: Loss, refuses: Callable[[Any], Tensor] | None = None) -> CompiledDescent:
+        """Steps of descent on a loss, compiled when the first is taken."""
+        if self.verbose and self.compile == "auto":
+            seconds = self.compile_seconds_saved
+            print(f"compile: the update is compiled, which is predicted to save {seconds:.0f} s in all; compile=False does not")
+        return CompiledDescent(self.descent, loss, self.max_grad_norm, refuses)
 
     def begin_descent(self, state: ProximalState, learning_rate: float) -> None:
         """Let `descent` start at the state, which is not written to."""
@@ -253,6 +330,10 @@ class ProximalAgent(Agent):
             check_number(name, getattr(self, name), at_least=0, at_most=1)
         for name in ("ent_coef", "vf_coef"):
             check_number(name, getattr(self, name))
+        if self.compile not in ("auto", True, False):
+            raise ValueError(f"compile: expected 'auto', True or False, got {self.compile!r}")
+        if self.compile is True and not self.compilable:
+            raise ValueError(f"compile: {type(self).__name__} has no compiled form; use 'auto' or False")
         check_number("max_grad_norm", self.max_grad_norm, positive=True)
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, positive=True)

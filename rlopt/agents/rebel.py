@@ -1,8 +1,9 @@
-"""REBEL: an update regresses log-probabilities on advantages, or on the returns of episodes that share their start."""
+"""REBEL: an update regresses log-probabilities on advantages, or on the returns of samples that share their start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from rlopt.agents.proximal import ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
+from rlopt.branching import Branches, branched_episodes, depth_probabilities
 from rlopt.collector import Collector
+from rlopt.compiled_descent import CompiledDescent
 from rlopt.envs.base import Environments
-from rlopt.envs.paired import Paired
+from rlopt.envs.paired import in_groups
+from rlopt.envs.vector import can_be_copied
 from rlopt.estimators import (
     approx_kl,
     eta_from_kl,
@@ -22,17 +26,17 @@ from rlopt.estimators import (
     explained_variance,
     preference_rewards,
     rebel_advantage_loss,
-    rebel_advantage_slope,
     rebel_loss,
     sign_alignment,
     value_loss,
 )
 from rlopt.logging import REBEL_LAYOUT, Metrics
+from rlopt.policies.contrasts import Reference, contrast, pulled_back, reference
 from rlopt.presets import with_preset
 from rlopt.rollout import Observations, Rollout, in_pieces, map_observations
 from rlopt.schedules import ScheduleLike, as_schedule
 
-Mode = Literal["advantage", "trajectory"]
+Mode = Literal["advantage", "trajectory", "branched"]
 EtaMode = Literal["fixed", "std", "kl_target"]
 Preference = Callable[[Rollout, Rollout], float]
 
@@ -43,28 +47,32 @@ class AdvantageBatch(NamedTuple):
     observations: Observations  # [S', *obs]
     actions: Tensor  # [S', *act]
     log_probs: Tensor  # [S'], of the policy that sampled
-    old: Tensor  # [S', H], its logits or means; [S', 0] where they are computed again
+    head: Tensor  # [S', H], its logits or means; [S', 0] where the loss is left to autograd
+    scores: Tensor  # [S', H], see `rlopt.policies.contrasts`
     advantages: Tensor  # [S'], as they are regressed on
     values: Tensor  # [S'], of the critic that the rollout began with
     targets: Tensor  # [S'], advantages + values
 
 
-class EpisodeBatch(NamedTuple):
-    """Whole episodes in groups that share their start, one a column."""
+class GroupBatch(NamedTuple):
+    """Samples in groups that share their start: whole episodes, or one action and what came of it; N samples, R rows."""
 
-    rollout: Rollout  # [T, N]
-    returns: Tensor  # [N], undiscounted, or how episodes do against the others of their group
+    observations: Observations  # [R, *obs]
+    actions: Tensor  # [R, *act]
+    log_probs: Tensor  # [R], of the policy that sampled
+    samples: Tensor  # [R], which sample a row is of
+    returns: Tensor  # [N], or how samples do against the others of their group
     groups: Tensor  # [N]
 
 
 class Log(NamedTuple):
-    """What a step of descent leaves behind: [B] and scalars."""
+    """What a step of descent on B rows leaves behind, turned into metrics at the end."""
 
-    log_ratio: Tensor
-    loss: Tensor  # of the regression, in units of η²
-    entropy: Tensor
-    value_loss: Tensor
-    grad_norm: Tensor
+    log_ratio: Tensor  # [B]
+    loss: Tensor  # of the regression, in units of η²; [B], or scalar of groups
+    entropy: Tensor  # [B]
+    value_loss: Tensor  # [B], or [0] without a critic
+    grad_norm: Tensor  # scalar
 
 
 class REBEL(ProximalAgent):
@@ -74,27 +82,45 @@ class REBEL(ProximalAgent):
 
         ( ln π_θ(a|s) − ln π_t(a|s) + KL(π_t(·|s) ‖ π_θ(·|s)) − η Â )²
 
-    "trajectory" has no critic: groups of whole episodes that begin in the same state, on whose differences of return the
-    differences of their summed log-ratios are regressed. Both losses are divided by what makes their first gradient the
-    policy gradient (2η and 4η).
+    "trajectory" has no critic: groups of whole episodes that begin in the same state, on whose differences of undiscounted
+    return the differences of their summed log-ratios are regressed.
+
+    "branched" has no critic either: groups of episodes that are one up to a step h drawn beforehand. From s_h on every member
+    acts for itself, and on the differences of what follows, R_{h:} = Σ_{t≥h} γ^{t−h} r_t, those of the log-ratios of a_h alone
+    are regressed. Unbiased whatever the dynamics, and costly: a group of episodes for a few actions.
+
+    The losses are divided by what makes their first gradient the policy gradient (2η, and 4η of groups). Groups need
+    environments that begin single episodes from given seeds and are determined by them; see `rlopt.envs.paired.Paired`. States
+    are reached again by seed and actions: nothing is copied.
 
     Source: Gao et al., arXiv:2404.16767; the per-state form is derived from it, the KL standing for the second sample.
+    "branched" is one step of REFUEL, arXiv:2410.04612.
 
     Args:
-        eta: η > 0, how far a solved step goes; number, schedule or text such as "linear:0.5".
-        eta_mode: "fixed" is η itself; "std" divides it by the standard deviation of advantages or returns; "kl_target"
-            takes `eta` as the KL ε that a solved step is to have, η = √(2ε/Var).
+        eta: η > 0, how far a solved step goes; number, schedule or text such as "linear:0.5". None is 0.2 for advantages, 1 for
+            groups.
+        eta_mode: "fixed" is η itself; "std" divides it by the standard deviation of advantages, or of returns within groups;
+            "kl_target" takes `eta` as the KL ε that a solved step is to have, η = √(2ε/Var). None is "fixed" for advantages,
+            "std" for groups.
         mode: see above.
         n_steps: of "advantage", environment steps per environment and rollout.
         normalize_advantage: to mean 0 and standard deviation 1 over the rollout.
-        num_groups, group_size: of "trajectory", P groups of G episodes an iteration.
-        horizon: of "trajectory", steps after which an episode is cut; None leaves that to the environment.
-        preference: of "trajectory", in place of rewards: (episode, other) -> 2 P(episode is better) − 1 in [−1, 1], for two
+        num_groups, group_size: of the other two, P groups of G episodes an iteration.
+        horizon: of the other two, steps after which an episode is cut; None leaves that to the environment.
+        depths: of "branched", D for h uniform on 0 … D − 1, or the probabilities of h = 0, 1, …; None for P(h) ∝ γ^h, with
+            which the first gradient is that of the discounted return. Groups whose episode is over before h are dropped.
+        preference: of the other two, in place of rewards: (episode, other) -> 2 P(episode is better) − 1 in [−1, 1], for two
             rollouts of one column.
+        n_envs: where it is not given, P·G for groups.
         target_kl: an update stops after the epoch in which ½ E[(ln π_θ/π_t)²] passes this; None never.
+
+    Raises:
+        ValueError: an argument that cannot work; of groups, environments that cannot be seeded one by one, or that a seed does
+            not determine.
     """
 
     layout = REBEL_LAYOUT
+    compilable = True
 
     @with_preset
     def __init__(
@@ -107,50 +133,71 @@ class REBEL(ProximalAgent):
         num_groups: int = 16,
         group_size: int = 4,
         horizon: int | None = None,
+        depths: int | Sequence[float] | None = None,
         preference: Preference | None = None,
         target_kl: float | None = 0.03,
         **common: Any,
     ):
         check_choice("mode", mode, get_args(Mode))
-        by_episodes = mode == "trajectory"
+        by_groups = mode != "advantage"
         # A trajectory's log-ratio is a sum over its steps, and returns have the environment's scale.
-        self.eta: ScheduleLike = (1.0 if by_episodes else 0.2) if eta is None else eta
-        self.eta_mode: EtaMode = ("std" if by_episodes else "fixed") if eta_mode is None else eta_mode
+        self.eta: ScheduleLike = (1.0 if by_groups else 0.2) if eta is None else eta
+        self.eta_mode: EtaMode = ("std" if by_groups else "fixed") if eta_mode is None else eta_mode
         self.mode, self.num_groups, self.group_size, self.horizon = mode, num_groups, group_size, horizon
-        self.preference = preference
+        self.depths, self.preference = depths, preference
         check_choice("eta_mode", self.eta_mode, get_args(EtaMode))
         check_number("eta", as_schedule("eta", self.eta)(1.0), positive=True)
         check_number("num_groups", num_groups, positive=True, whole=True)
         check_number("group_size", group_size, at_least=2, whole=True)
         if horizon is not None:
             check_number("horizon", horizon, positive=True, whole=True)
-        if preference is not None and not by_episodes:
-            raise ValueError("preference: episodes are compared with mode='trajectory'; 'advantage' has rewards")
-        if by_episodes and common.get("normalize_rewards"):
+        if depths is not None and mode != "branched":
+            raise ValueError(f"depths: episodes part at a step with mode='branched' only, got mode={mode!r}")
+        if preference is not None and not by_groups:
+            raise ValueError("preference: episodes are compared with mode='trajectory' or 'branched'; 'advantage' has rewards")
+        if by_groups and common.get("compile") is True:
+            raise ValueError(f"compile: the update of groups has no compiled form; use 'auto' or False with mode={mode!r}")
+        if by_groups and common.get("normalize_rewards"):
             raise ValueError("normalize_rewards: returns of episodes are compared as they are; use eta_mode='std'")
+        if by_groups and (env is None or can_be_copied(env)):
+            common.setdefault("n_envs", num_groups * group_size)
         super().__init__(policy, env, target_kl=target_kl, **common)
+        if mode == "branched":
+            depth_probabilities(depths, self.gamma, horizon)
 
     def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
-        """One iteration: data of π_t, a regression on it."""
+        """One iteration: data of π_t, a regression on it; the same state if there is nothing to regress on."""
+        progress = self._current_progress_remaining
+        if self.mode == "advantage":
+            rollout = collector.steps(state.theta, self.n_steps)
+            batch = self.advantage_batch(state.theta, rollout)
+            return self.regress_advantages(state, batch, progress) if len(batch.advantages) else (state, {})
         if self.mode == "trajectory":
             episodes = collector.episodes(state.theta, self.num_groups * self.group_size, self.horizon)
-            return self.regress_episodes(state, self.episode_batch(episodes), self._current_progress_remaining)
-        rollout = collector.steps(state.theta, self.n_steps)
-        batch = self.advantage_batch(state.theta, rollout)
-        return self.regress_advantages(state, batch, self._current_progress_remaining) if len(batch.advantages) else (state, {})
+            return self.regress_groups(state, self.episode_batch(episodes), progress)
+        branches = branched_episodes(collector, state.theta, self.num_groups, self.depths, self.horizon, self.gamma)
+        kept: Metrics = {"groups_kept": branches.kept.float().mean()}
+        if not len(branches.groups):
+            return state, kept
+        state, metrics = self.regress_groups(state, self.branch_batch(branches), progress)
+        return state, {**metrics, **kept}
 
     # ------------------------------------------------------------------ advantages
 
     def advantage_batch(self, theta: Tensor, rollout: Rollout) -> AdvantageBatch:
         """The rollout's valid rows, with advantages under the critic of θ and the distributions of π_θ."""
         batch, module = self.advantages(theta, rollout), self.functional.bind(theta)
-        known = module.closed_form
-        old = in_pieces(module.action_parameters, batch.observations) if known else batch.values.new_zeros(len(batch.values), 0)
+        past = Reference(*[batch.values.new_zeros(len(batch.values), 0)] * 2)
+        if module.closed_form:
+            head = in_pieces(module.action_parameters, batch.observations)
+            if bool(head.isfinite().all()):  # −inf is a choice that was masked
+                past = reference(module.distribution_of(head), head, batch.actions)
         return AdvantageBatch(
             observations=batch.observations,
             actions=batch.actions,
             log_probs=batch.log_probs,
-            old=old,
+            head=past.head,
+            scores=past.scores,
             advantages=self.normalized(batch.advantages),
             values=batch.values,
             targets=batch.targets,
@@ -161,110 +208,176 @@ class REBEL(ProximalAgent):
         eta, learning_rate = self.step_length(batch.advantages, None, progress), self.lr_schedule(progress)
         sampler = self.functional.bind(state.theta)
         self.begin_descent(state, learning_rate)
-        descend = self.descend if sampler.closed_form else self.descend_by_autograd
         logs: list[Log] = []
         num_epochs, size = 0, len(batch.advantages)
         while num_epochs < self.n_epochs:
             num_epochs += 1
-            epoch = [descend(part, sampler, eta, size) for part in self.minibatches(batch, self.shuffled(size))]
+            epoch = self.pass_over(batch, self.shuffled(size), sampler, eta)
             logs += epoch
             if self.target_kl is not None and approx_kl(torch.cat([log.log_ratio for log in epoch])) > self.target_kl:
                 break
-        first = (eta * batch.advantages).square().mean()
-        return self.descended(state, num_epochs), {
+        first, following = (eta * batch.advantages).square().mean(), self.descended(state, num_epochs)
+        return following, {
             **self.metrics(logs, epoch, first),
-            "value_loss": torch.stack([log.value_loss for log in logs]).mean(),
+            **self.memory_metrics(state.theta, following.theta, batch.observations, batch.actions, kl=approx_kl),
+            "value_loss": torch.cat([log.value_loss for log in logs]).mean(),
             "explained_variance": explained_variance(batch.values, batch.targets),
             "eta": eta,
             "learning_rate": learning_rate,
             "n_updates": state.num_updates + num_epochs,
         }
 
-    def descend(self, part: AdvantageBatch, sampler: Any, eta: Tensor, num_rows: int) -> Log:
+    def pass_over(self, batch: AdvantageBatch, order: Tensor, sampler: Any, eta: Tensor) -> list[Log]:
+        """Steps of descent on the batch's minibatches, in this order."""
+        if not batch.head.shape[-1]:
+            if self.compile is True:
+                raise ValueError(
+                    "compile: REBEL's update is compiled for policies without memory, squashing or masks; use False"
+                )
+            return [self.descend_by_autograd(part, sampler, eta) for part in self.minibatches(batch, order)]
+        logs: list[Log] = []
+        if self.compiled:
+            numbers = [eta, *([sampler.policy.log_std.detach()] if hasattr(sampler.policy, "log_std") else [])]
+            whole, order = self.whole_minibatches(order)
+            steps = (self.compiled_descent(batch, rows, numbers) for rows in whole)
+            logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]
+        return logs + [self.descend(part, sampler, eta) for part in self.minibatches(batch, order)]
+
+    @cached_property
+    def compiled_descent(self) -> CompiledDescent:
+        """Steps of descent on `loss`, compiled."""
+        return self.compile_steps(self.loss)
+
+    def loss(self, module: Any, part: AdvantageBatch, eta: Tensor, *old_log_std: Tensor) -> tuple[Tensor, Any]:
+        """The loss that `descend` differentiates, and `Log` but for the gradient's norm."""
+        head, values = module.heads(part.observations)
+        distribution, log_std = module.distribution_of(head), [module.policy.log_std] if old_log_std else []
+        excess, _ = contrast(Reference(part.head, part.scores), head, *log_std, *old_log_std)
+        residuals = (excess - eta * part.advantages).square()
+        log_ratio = distribution.log_prob(part.actions) - part.log_probs
+        entropies, errors = distribution.entropy(), value_loss(values, part.targets)
+        total = residuals.mean() / (2.0 * eta) - self.ent_coef * entropies.mean() + self.vf_coef * errors.mean()
+        return total, (log_ratio, residuals, entropies, errors)
+
+    def descend(self, part: AdvantageBatch, sampler: Any, eta: Tensor) -> Log:
         """One step of descent on a minibatch, the loss differentiated at the network's outputs in closed form."""
         module, size = self.descent.module, len(part.advantages)
         head, values = module.heads(part.observations)
+        log_std = [module.policy.log_std] if hasattr(module.policy, "log_std") else []
         with torch.no_grad():
-            distribution, old = module.distribution_of(head), sampler.distribution_of(part.old)
-            log_ratio, kl = distribution.log_prob(part.actions) - part.log_probs, distribution.divergence_from(old)
-            slope = rebel_advantage_slope(log_ratio, kl, part.advantages, eta) / (2.0 * eta * size)
-            of_log_prob = distribution.pull_back(part.actions, slope, -self.ent_coef / size)
-            of_kl = distribution.pull_back_divergence(old, slope)
-            of_actor = [first + second for first, second in zip(of_log_prob, of_kl, strict=True)]
-            of_values = (values - part.targets) * (2.0 * self.vf_coef / size)
-            loss = rebel_advantage_loss(log_ratio, kl, part.advantages, eta).mean()
-            entropy, errors = distribution.entropy().mean(), value_loss(values, part.targets).mean()
-        log_std = [module.policy.log_std] if len(of_actor) == 2 else []
-        norm = self.descent.step([head, *log_std, values], [*of_actor, of_values], self.max_grad_norm)
-        return Log(log_ratio, loss, entropy, errors, norm)
+            distribution, past = module.distribution_of(head), Reference(part.head, part.scores)
+            excess, derivatives = contrast(past, head, *log_std, *([sampler.policy.log_std] if log_std else []))
+            residuals = excess - eta * part.advantages
+            of_actor = pulled_back(residuals / (eta * size), derivatives)
+            if self.ent_coef:
+                nothing = torch.zeros_like(residuals)
+                bonus = distribution.pull_back(part.actions, nothing, -self.ent_coef / size)
+                of_actor = [first + second for first, second in zip(of_actor, bonus, strict=True)]
+            errors = values - part.targets
+            log_ratio = distribution.log_prob(part.actions) - part.log_probs
+            log = Log(log_ratio, residuals.square(), distribution.entropy(), errors.square(), eta)
+        outputs, gradients = [head, *log_std, values], [*of_actor, errors * (2.0 * self.vf_coef / size)]
+        return log._replace(grad_norm=self.descent.step(outputs, gradients, self.max_grad_norm))
 
-    def descend_by_autograd(self, part: AdvantageBatch, sampler: Any, eta: Tensor, num_rows: int) -> Log:
+    def descend_by_autograd(self, part: AdvantageBatch, sampler: Any, eta: Tensor) -> Log:
         """One step of descent on a minibatch."""
         distribution, values = self.descent.module(part.observations)
         with torch.no_grad():
             old = sampler.actor(part.observations)
         log_ratio = distribution.log_prob(part.actions) - part.log_probs
-        loss = rebel_advantage_loss(log_ratio, distribution.divergence_from(old), part.advantages, eta).mean()
-        entropy, errors = distribution.entropy().mean(), value_loss(values, part.targets).mean()
-        total = loss / (2.0 * eta) - self.ent_coef * entropy + self.vf_coef * errors
+        losses = rebel_advantage_loss(log_ratio, distribution.divergence_from(old), part.advantages, eta)
+        entropies, errors = distribution.entropy(), value_loss(values, part.targets)
+        total = losses.mean() / (2.0 * eta) - self.ent_coef * entropies.mean() + self.vf_coef * errors.mean()
         norm = self.descent.step([total], None, self.max_grad_norm)
-        return Log(log_ratio.detach(), loss.detach(), entropy.detach(), errors.detach(), norm)
+        return Log(log_ratio.detach(), losses.detach(), entropies.detach(), errors.detach(), norm)
 
-    # ------------------------------------------------------------------ episodes
+    # ------------------------------------------------------------------ groups
 
-    def episode_batch(self, rollout: Rollout) -> EpisodeBatch:
-        """The episodes in groups of neighbours, with what they are judged by."""
-        groups = torch.arange(rollout.mask.shape[1], device=rollout.mask.device) // self.group_size
+    def episode_batch(self, rollout: Rollout) -> GroupBatch:
+        """Whole episodes in groups of neighbours, with what they are judged by."""
+        num_episodes, rows = rollout.mask.shape[1], rollout.valid_rows()
+        everyone = torch.arange(num_episodes, device=rows.device)
         if self.preference is None:
             returns = rollout.scalar_rewards(type(self).__name__).sum(0)
         else:
-            returns = preference_rewards(self.comparisons(rollout)).flatten()
-        return EpisodeBatch(rollout, returns, groups)
+            returns = self.judged(rollout, everyone[:: self.group_size])
+        return GroupBatch(
+            observations=map_observations(lambda x: x.flatten(0, 1)[rows], rollout.observations),
+            actions=rollout.actions.flatten(0, 1)[rows],
+            log_probs=rollout.log_probs.flatten()[rows],
+            samples=rows % num_episodes,
+            returns=returns,
+            groups=everyone // self.group_size,
+        )
 
-    def comparisons(self, rollout: Rollout) -> Tensor:
-        """ℓ(τ_i, τ_j) of all pairs of a group, [P, G, G]: every pair is compared once."""
+    def branch_batch(self, branches: Branches) -> GroupBatch:
+        """Actions at the step where groups part, one a sample, with what their episodes are judged by from there on."""
+        if self.preference is None:
+            branches.rollout.scalar_rewards(type(self).__name__)  # which says what is wrong with several
+            returns = branches.returns
+        else:
+            returns = self.judged(branches.rollout, branches.groups[:: self.group_size] * self.group_size)
+        return GroupBatch(
+            observations=branches.observations,
+            actions=branches.actions,
+            log_probs=branches.log_probs,
+            samples=torch.arange(len(returns), device=returns.device),
+            returns=returns,
+            groups=branches.groups,
+        )
+
+    def judged(self, rollout: Rollout, leaders: Tensor) -> Tensor:
+        """How episodes do against the others of their group, [P·G]; `leaders` [P] are the first columns of groups."""
+        groups = [[rollout.columns(slice(n, n + 1)) for n in range(n, n + self.group_size)] for n in leaders.tolist()]
+        comparisons = torch.stack([self.comparisons(episodes) for episodes in groups])
+        return preference_rewards(comparisons).flatten().to(rollout.rewards)
+
+    def comparisons(self, episodes: list[Rollout]) -> Tensor:
+        """ℓ(τ_i, τ_j) of all pairs of a group, [G, G]: every pair is compared once."""
         assert self.preference is not None
-        results = torch.zeros(self.num_groups, self.group_size, self.group_size)
-        for group in range(self.num_groups):
-            start = group * self.group_size
-            episodes = [rollout.columns(slice(start + i, start + i + 1)) for i in range(self.group_size)]
-            for i in range(self.group_size):
-                for j in range(i):
-                    better = float(self.preference(episodes[i], episodes[j]))
-                    check_number("preference", better, at_least=-1, at_most=1)
-                    results[group, i, j], results[group, j, i] = better, -better
-        return results.to(rollout.rewards.device)
+        results = torch.zeros(len(episodes), len(episodes))
+        for i, episode in enumerate(episodes):
+            for j, other in enumerate(episodes[:i]):
+                better = float(self.preference(episode, other))
+                check_number("preference", better, at_least=-1, at_most=1)
+                results[i, j], results[j, i] = better, -better
+        return results
 
-    def regress_episodes(self, state: ProximalState, batch: EpisodeBatch, progress: float) -> tuple[ProximalState, Metrics]:
+    def regress_groups(self, state: ProximalState, batch: GroupBatch, progress: float) -> tuple[ProximalState, Metrics]:
         """The next state after at most `n_epochs` steps on all groups."""
         eta, learning_rate = self.step_length(batch.returns, batch.groups, progress), self.lr_schedule(progress)
         self.begin_descent(state, learning_rate)
         logs: list[Log] = []
         while len(logs) < self.n_epochs:
-            logs.append(self.descend_episodes(batch, eta))
-            if self.target_kl is not None and approx_kl(logs[-1].log_ratio[batch.rollout.mask]) > self.target_kl:
+            loss, log = self.group_loss(self.descent.module, batch, eta)
+            logs.append(log._replace(grad_norm=self.descent.step([loss], None, self.max_grad_norm)))
+            if self.target_kl is not None and approx_kl(log.log_ratio) > self.target_kl:
                 break
-        last = logs[-1].log_ratio.sum(0)
-        return self.descended(state, len(logs)), {
+        last, following = self.per_sample(logs[-1].log_ratio, batch), self.descended(state, len(logs))
+        return following, {
             **self.metrics(logs, logs[-1:], logs[0].loss),
+            **self.memory_metrics(state.theta, following.theta, batch.observations, batch.actions, kl=approx_kl),
             "sign_alignment": sign_alignment(last, batch.returns, batch.groups),
-            "approx_kl_episode": approx_kl(last),
+            "approx_kl_sample": approx_kl(last),
             "eta": eta,
             "learning_rate": learning_rate,
             "n_updates": state.num_updates + len(logs),
         }
 
-    def descend_episodes(self, batch: EpisodeBatch, eta: Tensor) -> Log:
-        """One step of descent on all groups; log-probabilities are summed over an episode's steps, never averaged."""
-        rollout = batch.rollout
-        flat = map_observations(lambda x: x.flatten(0, 1), rollout.observations)
-        distribution = self.descent.module.actor(flat)
-        log_probs = distribution.log_prob(rollout.actions.flatten(0, 1)).view_as(rollout.log_probs)
-        log_ratio = torch.where(rollout.mask, log_probs - rollout.log_probs, 0.0)
-        loss = rebel_loss(log_ratio.sum(0), torch.zeros_like(batch.returns), batch.returns, batch.groups, eta)
-        entropy = distribution.entropy().view_as(log_probs)[rollout.mask].mean()
-        norm = self.descent.step([loss / (4.0 * eta) - self.ent_coef * entropy], None, self.max_grad_norm)
-        return Log(log_ratio.detach(), loss.detach(), entropy.detach(), loss.new_zeros(()), norm)
+    def group_loss(self, module: Any, batch: GroupBatch, eta: Tensor) -> tuple[Tensor, Log]:
+        """What is minimised, a scalar: its first gradient is minus REINFORCE's with leave-one-out baselines, whatever η is."""
+        distribution = module.actor(batch.observations)
+        log_ratio = distribution.log_prob(batch.actions) - batch.log_probs
+        regression = rebel_loss(
+            self.per_sample(log_ratio, batch), torch.zeros_like(batch.returns), batch.returns, batch.groups, eta
+        )
+        entropies = distribution.entropy()
+        log = Log(log_ratio.detach(), regression.detach(), entropies.detach(), log_ratio.new_zeros(0), torch.zeros_like(eta))
+        return regression / (4.0 * eta) - self.ent_coef * entropies.mean(), log
+
+    def per_sample(self, log_ratio: Tensor, batch: GroupBatch) -> Tensor:
+        """ln π_θ/π_t of samples, [N]: that of their rows [R] is summed, never averaged."""
+        return torch.zeros_like(batch.returns).index_add(0, batch.samples, log_ratio)
 
     # ------------------------------------------------------------------ both
 
@@ -278,18 +391,21 @@ class REBEL(ProximalAgent):
 
     def metrics(self, logs: list[Log], last: list[Log], first_loss: Tensor) -> dict[str, Tensor]:
         """Means over the update, and how much of the regression the last pass has solved."""
-        log_ratio = torch.cat([log.log_ratio.flatten() for log in last])
-        metrics = {name: torch.stack([getattr(log, name) for log in logs]).mean() for name in ("entropy", "grad_norm")}
-        last_loss = torch.stack([log.loss for log in last]).mean()
+        log_ratio = torch.cat([log.log_ratio for log in last])
+        last_loss = torch.cat([log.loss.reshape(-1) for log in last]).mean()
         log_std = getattr(self.descent.module.policy, "log_std", None)
         return {
             "regression_loss": last_loss,
             "explained": explained(last_loss, first_loss),
-            "entropy_loss": -metrics["entropy"],
-            "grad_norm": metrics["grad_norm"],
+            "entropy_loss": -torch.cat([log.entropy for log in logs]).mean(),
+            "grad_norm": torch.stack([log.grad_norm for log in logs]).mean(),
             "approx_kl": approx_kl(log_ratio),
             **({} if log_std is None else {"std": log_std.detach().exp().mean()}),
         }
 
+    def check_rewards(self, num_objectives: int) -> None:
+        if self.preference is None:  # which makes a reward of its own
+            super().check_rewards(num_objectives)
+
     def _dressed(self, environments: Environments) -> Environments:
-        return Paired(environments, self.group_size) if self.mode == "trajectory" else environments
+        return environments if self.mode == "advantage" else in_groups(environments, self.group_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor
 from rlopt.agents.proximal import ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
+from rlopt.compiled_descent import CompiledDescent
 from rlopt.estimators import approximate_kl, clip_fraction, clipped_surrogate, explained_variance, value_loss
 from rlopt.logging import STATEFUL_LAYOUT, Metrics
-from rlopt.policies.stateful import JointDistribution, MemoryName
+from rlopt.policies.stateful import JointDistribution, MemoryName, factor_log_probs
 from rlopt.presets import with_preset
-from rlopt.rollout import Observations, Rollout, in_pieces
+from rlopt.rollout import Observations, Rollout
 from rlopt.schedules import ScheduleLike, as_schedule
 
 Ratio = Literal["factor", "joint", "action"]
@@ -64,6 +66,7 @@ class S2PG(ProximalAgent):
     """
 
     layout = STATEFUL_LAYOUT
+    compilable = True
 
     @with_preset
     def __init__(
@@ -98,8 +101,7 @@ class S2PG(ProximalAgent):
     def stateful_advantages(self, theta: Tensor, rollout: Rollout) -> StatefulBatch:
         """Advantages under v(o, z, a_prev), which at a truncation is that of (o', z', a), and both factors' log π."""
         batch = self.advantages(theta, rollout)
-        module = self.functional.bind(theta)
-        log_probs = in_pieces(lambda x, u: torch.stack(module.actor(x).log_probs(u), -1), batch.observations, batch.actions)
+        log_probs = factor_log_probs(self.functional.bind(theta).actor, batch.observations, batch.actions)
         return StatefulBatch(
             observations=batch.observations,
             actions=batch.actions,
@@ -118,7 +120,7 @@ class S2PG(ProximalAgent):
         num_epochs = 0
         for _ in range(self.n_epochs):
             num_epochs += 1
-            epoch = [self.descend(part, clip_ranges) for part in self.minibatches(batch, self.shuffled(len(batch.advantages)))]
+            epoch = self.pass_over(batch, self.shuffled(len(batch.advantages)), clip_ranges)
             logs += epoch
             if self.target_kl is not None and self.largest_kl(epoch) > self.target_kl:
                 break
@@ -130,23 +132,46 @@ class S2PG(ProximalAgent):
         }
         return self.descended(state, num_epochs), metrics
 
+    def pass_over(self, batch: StatefulBatch, order: Tensor, clip_ranges: tuple[float, float]) -> list[Log]:
+        """Steps of descent on the batch's minibatches, in this order."""
+        logs: list[Log] = []
+        if self.compiled:
+            ranges = [torch.tensor(e, device=self.device) for e in clip_ranges]
+            whole, order = self.whole_minibatches(order)
+            logs = [
+                Log._make((*step.kept, step.grad_norm))
+                for step in (self.compiled_descent(batch, rows, ranges) for rows in whole)
+            ]
+        return logs + [self.descend(part, clip_ranges) for part in self.minibatches(batch, order)]
+
     def descend(self, part: StatefulBatch, clip_ranges: tuple[float, float]) -> Log:
         """One step of descent on a minibatch."""
-        distribution, values = self.descent.module(part.observations)
+        loss, kept = self.loss(self.descent.module, part, *clip_ranges)
+        return Log._make((*(x.detach() for x in kept), self.descent.step([loss], None, self.max_grad_norm)))
+
+    @cached_property
+    def compiled_descent(self) -> CompiledDescent:
+        """Steps of descent on `loss`, compiled."""
+        return self.compile_steps(self.loss)
+
+    def loss(
+        self, module: Any, part: StatefulBatch, clip_range: float | Tensor, memory_clip_range: float | Tensor
+    ) -> tuple[Tensor, Any]:
+        """The loss of a minibatch, and `Log` but for the gradient's norm."""
+        distribution, values = module(part.observations)
         log_ratios = self.log_ratios(distribution, part)
-        surrogate = self.surrogate(log_ratios, part.advantages, clip_ranges)
+        surrogate = self.surrogate(log_ratios, part.advantages, (clip_range, memory_clip_range))
         entropy = distribution.entropy().mean()
         critic_loss = value_loss(values, part.targets).mean()
         loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
-        norm = self.descent.step([loss], None, self.max_grad_norm)
-        return Log(log_ratios.detach(), part.lasting, surrogate.detach(), entropy.detach(), critic_loss.detach(), norm)
+        return loss, (log_ratios, part.lasting, surrogate, entropy, critic_loss)
 
     def log_ratios(self, distribution: JointDistribution, part: StatefulBatch) -> Tensor:
         """log π_θ − log π_old of a and of z', [B, 2]; 0 for a z' without effect."""
         log_ratios = torch.stack(distribution.log_probs(part.actions), -1) - part.log_probs
         return torch.stack([log_ratios[:, 0], torch.where(part.lasting, log_ratios[:, 1], 0.0)], -1)
 
-    def surrogate(self, log_ratios: Tensor, advantages: Tensor, clip_ranges: tuple[float, float]) -> Tensor:
+    def surrogate(self, log_ratios: Tensor, advantages: Tensor, clip_ranges: tuple[float | Tensor, float | Tensor]) -> Tensor:
         """What is maximised of the ratios [B, 2], a scalar."""
         of_action, of_memory = log_ratios.unbind(-1)
         if self.ratio == "joint":

@@ -92,23 +92,3 @@ def as_weighing(utility: Any) -> Weighing | None:
     if isinstance(utility, str) and (hint := did_you_mean(utility, [PREFERENCES])):
         raise ValueError(f"utility: expected {PREFERENCES!r} or a text such as 'weighted-sum:0.5,0.5', got {utility!r}{hint}")
     return ByUtility(as_vector_utility(utility))
-
-
-def checked_num_objectives(given: int | None, of_utility: int | None, of_environments: int | None) -> int:
-    """K, from whoever says it.
-
-    Raises:
-        ValueError: nobody does, or two differ.
-    """
-    said = {
-        "num_objectives": given,
-        "the utility": of_utility,
-        "the environment": of_environments,
-    }
-    known = {who: number for who, number in said.items() if number is not None}
-    if not known:
-        raise ValueError("num_objectives: neither the utility nor the environment says how many there are; give the number")
-    if len(set(known.values())) > 1:
-        stated = ", ".join(f"{who} has {number}" for who, number in known.items())
-        raise ValueError(f"utility: expected as many objectives as the environment pays rewards; {stated}")
-    return next(iter(known.values()))

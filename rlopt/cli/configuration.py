@@ -14,15 +14,13 @@ from stable_baselines3.common import torch_layers
 
 from rlopt.arguments import did_you_mean
 
+EXTRACTORS = ("stable_baselines3.common.torch_layers", torch_layers, torch_layers.BaseFeaturesExtractor)
 # In `policy_kwargs` these name a class, which is looked up in one module; nothing is evaluated or imported.
 CLASS_ARGUMENTS = {
     "activation_fn": ("torch.nn", torch.nn, torch.nn.Module),
     "optimizer_class": ("torch.optim", torch.optim, torch.optim.Optimizer),
-    "features_extractor_class": (
-        "stable_baselines3.common.torch_layers",
-        torch_layers,
-        torch_layers.BaseFeaturesExtractor,
-    ),
+    "features_extractor_class": EXTRACTORS,
+    "critic_features_extractor_class": EXTRACTORS,
 }
 
 

@@ -14,8 +14,10 @@ from stable_baselines3.common.preprocessing import is_image_space
 from rlopt.envs.base import Environments
 from rlopt.envs.frame_stack import FrameStack
 from rlopt.envs.preferences import Preferences
+from rlopt.envs.privileged import ShowState
 from rlopt.envs.vector import Backend, find_spec, make_env, make_envs, missing_extra
 from rlopt.indicators import Floats, simplex_lattice
+from rlopt.policies.stateful import readable_spaces
 
 FRAMES = 4
 # Evaluations play other episodes than training: their seed is the run's plus this.
@@ -29,7 +31,7 @@ class Task:
     """What an agent does, in training and in evaluations.
 
     Attributes:
-        env, backend, env_kwargs, frame_stack: settings of these names.
+        env, backend, env_kwargs, frame_stack, show_state: settings of these names.
         preferences: whether the policy sees weights of the objectives, and acts for them.
     """
 
@@ -38,6 +40,7 @@ class Task:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     frame_stack: int = 1
     preferences: bool = False
+    show_state: bool = False
 
     def training(self, num_envs: int, seed: int | None) -> Environments:
         """The environments to train in; see `training_envs`.
@@ -45,11 +48,12 @@ class Task:
         Raises:
             ValueError: as `training_envs`; preferences where one reward is paid.
         """
-        return self.seen(training_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack), seed=seed)
+        envs = training_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack, self.show_state)
+        return self.seen(envs, seed=seed)
 
     def evaluation(self, num_envs: int, seed: int | None, preference: Sequence[float] | None = None) -> Environments:
         """The environments to evaluate in; see `evaluation_envs`. `preference` [K] fixes what the policy is asked for."""
-        envs = evaluation_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack)
+        envs = evaluation_envs(self.env, num_envs, self.backend, seed, self.env_kwargs, self.frame_stack, self.show_state)
         return self.seen(envs, preference, seed)
 
     def seen(self, envs: Environments, preference: Any = None, seed: int | None = None) -> Environments:
@@ -62,20 +66,32 @@ class Task:
 
 
 def training_envs(
-    env: str, num_envs: int, backend: Backend, seed: int | None, env_kwargs: dict[str, Any], frame_stack: int = 1
+    env: str,
+    num_envs: int,
+    backend: Backend,
+    seed: int | None,
+    env_kwargs: dict[str, Any],
+    frame_stack: int = 1,
+    show_state: bool = False,
 ) -> Environments:
-    """The environments to train in, which show their last `frame_stack` observations.
+    """The environments to train in, which show their last `frame_stack` observations, and the critic their state.
 
     Raises:
-        ValueError: an unknown id or backend, arguments that the environment refuses, frames that cannot be stacked.
+        ValueError: an unknown id or backend, arguments that the environment refuses, frames that cannot be stacked, a state
+            that the environment cannot show.
         ImportError: the environment needs a package that is not installed.
     """
     try:
         if env.startswith("ALE/") and backend != "envpool":
             if frame_stack != 1:
                 raise ValueError(f"frame_stack: {env} is preprocessed and shows {FRAMES} frames already; leave it at 1")
+            if show_state:
+                raise ValueError(f"show_state: {env} is preprocessed and does not tell its state; leave it out")
             return _atari(env, num_envs, backend, seed, env_kwargs)
-        envs = make_envs(env, num_envs, backend, seed, env_kwargs)
+        if show_state:
+            envs = _showing_state(env, num_envs, backend, env_kwargs)
+        else:
+            envs = make_envs(env, num_envs, backend, seed, env_kwargs)
         return FrameStack(envs, frame_stack) if frame_stack > 1 else envs
     except TypeError as error:
         if not env_kwargs:
@@ -84,14 +100,23 @@ def training_envs(
 
 
 def evaluation_envs(
-    env: str, num_envs: int, backend: Backend, seed: int | None, env_kwargs: dict[str, Any], frame_stack: int = 1
+    env: str,
+    num_envs: int,
+    backend: Backend,
+    seed: int | None,
+    env_kwargs: dict[str, Any],
+    frame_stack: int = 1,
+    show_state: bool = False,
 ) -> Environments:
     """The same task in this process, stepped one by one, able to render; EnvPool's own tasks stay EnvPool's."""
-    return training_envs(env, num_envs, "envpool" if backend == "envpool" else "sync", seed, env_kwargs, frame_stack)
+    one_by_one: Backend = "envpool" if backend == "envpool" else "sync"
+    return training_envs(env, num_envs, one_by_one, seed, env_kwargs, frame_stack, show_state)
 
 
-def suitable_policy(space: spaces.Space) -> str:
-    """The policy for observations of an encoded space."""
+def suitable_policy(space: spaces.Space, memory: str | None = None) -> str:
+    """The policy for observations of an encoded space; what the critic alone sees makes no difference to one with memory."""
+    if memory is not None:
+        space, _ = readable_spaces(space)
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
@@ -116,6 +141,15 @@ def preference_lattice(num_objectives: int) -> Floats:
     fine = range(1, FINEST_PREFERENCES + 1)
     fitting = [n for n in fine if comb(n + num_objectives - 1, num_objectives - 1) <= MOST_PREFERENCES]
     return simplex_lattice(num_objectives, max(fitting, default=1))
+
+
+def _showing_state(env: str, num_envs: int, backend: Backend, env_kwargs: dict[str, Any]) -> Environments:
+    """Environments that show the critic their simulators' state."""
+    if backend in ("native", "envpool"):
+        raise ValueError(f"show_state: backend {backend!r} has no single environments that tell theirs; use 'sync' or 'async'")
+    envs = make_envs(lambda: ShowState(make_env(env, **env_kwargs)), num_envs, backend)
+    envs.name = env
+    return envs
 
 
 def _atari(env: str, num_envs: int, backend: Backend, seed: int | None, env_kwargs: dict[str, Any]) -> Environments:

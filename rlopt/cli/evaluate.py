@@ -62,6 +62,9 @@ class EvaluationSettings:
     """Passed to the environment, instead of the run's."""
     frame_stack: int | None = None
     """How many of the last observations the agent sees at once; not needed for a run folder, or a file in one."""
+    show_state: bool = False
+    """Show the simulator's state to an agent without memory that was trained with it; not needed for a run folder, or a file in
+    one. A policy with memory acts without it."""
     preference: tuple[float, ...] = ()
     """Weights of the objectives that a policy trained for preferences is to act for; without it, a table of many."""
     num_envs: int = 8
@@ -147,7 +150,8 @@ def find_task(settings: EvaluationSettings) -> tuple[Path, Task]:
     # What the agent sees, whatever the environment; runs of older versions have no word of it.
     frame_stack = settings.frame_stack or config.get("frame_stack", 1)
     check_number("frame_stack", frame_stack, positive=True, whole=True)
-    return file, Task(str(env), backend, env_kwargs, frame_stack)
+    show_state = settings.show_state or (same and bool(config.get("show_state", False)))
+    return file, Task(str(env), backend, env_kwargs, frame_stack, show_state=show_state)
 
 
 def load_agent(file: Path, device: str) -> Agent:
@@ -183,9 +187,7 @@ def _as_seen_by(agent: Agent, task: Task, preference: tuple[float, ...]) -> Task
             raise ValueError("preference: expected an agent that was trained with --utility preferences; this one takes none")
         return task
     if preference:
-        if len(preference) != agent.num_objectives:
-            raise ValueError(f"preference: expected {agent.num_objectives} numbers, one an objective, got {len(preference)}")
-        check_preferences(preference, "preference")
+        check_preferences(preference, "preference", agent.num_objectives)
     return replace(task, preferences=True)
 
 

@@ -44,6 +44,9 @@ class RunSettings:
     """Passed to the environment, for example "{gravity: 5.0}"."""
     frame_stack: int = 1
     """How many of the last observations the policy sees at once; zeros stand for those before an episode."""
+    show_state: bool = False
+    """Show the critic the simulator's state, if the environment tells it (POPGym's do), and the actor of a policy with memory
+    only what it sees otherwise. A policy without memory reads the state too."""
     preset: str = "tuned"
     """Where defaults come from: "sb3", "cleanrl", or "tuned", which is "sb3" for environments it does not know."""
     config: Path | None = None

@@ -122,13 +122,15 @@ def prepare(settings: Settings) -> Run:
     chosen = settings.run
     arguments = settings.constructor_arguments()
     preferences = arguments.get("utility") == PREFERENCES
-    task = Task(chosen.env, chosen.backend, chosen.env_kwargs, chosen.frame_stack, preferences)
+    task = Task(chosen.env, chosen.backend, chosen.env_kwargs, chosen.frame_stack, preferences, chosen.show_state)
     envs = task.training(chosen.num_envs, chosen.seed)
     evaluating = task.evaluation(min(chosen.eval_episodes, MAX_EVALUATION_ENVS), chosen.seed + EVALUATION_SEED)
     _check_reference(chosen, evaluating)
-    policy = suitable_policy(envs.encoder.space) if chosen.policy == "auto" else chosen.policy
+    policy = suitable_policy(envs.encoder.space, arguments.get("memory")) if chosen.policy == "auto" else chosen.policy
     policy_kwargs = with_classes(arguments.pop("policy_kwargs"))
     agent = settings.algorithm(policy, envs, policy_kwargs=policy_kwargs, seed=chosen.seed, device=chosen.device, **arguments)  # type: ignore[call-arg]
+    if arguments.get("utility") is not None:
+        agent.check_rewards(paid_rewards(evaluating))  # environments that do not say it have to be stepped
     folder = create_run_folder(chosen.run_dir, chosen.algo, chosen.env, chosen.run_name)
     configuration = settings.configuration() | {"policy": policy}
     folder.write_description(configuration)

@@ -74,6 +74,11 @@ class Environments(ABC):
         """
         return self._announced.num_objectives if self._seen is None else self._seen
 
+    @property
+    def num_objectives_certain(self) -> bool:
+        """Whether `num_objectives` is what a step pays: a wrapper around what announced it may sum the rewards up."""
+        return self._seen is not None or (self._announced.num_objectives is not None and self._announced.binding)
+
     @abstractmethod
     def reset(self, seed: int | None = None) -> ArrayTree:
         """First observations of new episodes, [N, *obs]; `seed` starts the environments' random numbers anew."""

@@ -27,6 +27,7 @@ class FiniteHorizonVectorEnv(VectorEnv):
         reward_space: of K rewards, shape (K,); None for one.
         draws_by_copy: whether every array of random numbers has one row for each copy, so that copies can have seeds of
             their own.
+        infos: what the last step tells besides, arrays [N] by name; empty unless the subclass fills it.
     """
 
     reward_space: spaces.Box | None = None
@@ -42,6 +43,7 @@ class FiniteHorizonVectorEnv(VectorEnv):
         self.steps = np.zeros(num_envs, np.int64)
         self.ended = np.ones(num_envs, bool)
         self.states: Array | None = None
+        self.infos: dict[str, Array] = {}
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -78,7 +80,7 @@ class FiniteHorizonVectorEnv(VectorEnv):
         self.steps += 1
         truncated = (self.steps >= self.horizon) & ~terminated
         self.ended = terminated | truncated
-        return self._observations(self.states), rewards, terminated, truncated, {}
+        return self._observations(self.states), rewards, terminated, truncated, self.infos
 
     def _seed_copies(self, seeds: Sequence[int | None]) -> None:
         if not self.draws_by_copy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -50,6 +50,7 @@ class GymnasiumEnvironments(Environments):
     """
 
     env: Any  # a VectorEnv; `call`, `get_attr` and `set_attr` exist on Gymnasium's own containers only
+    one_by_one: Callable[[], Environments] | None = None  # the same task of single environments, where the choice is free
 
     def __init__(self, env: gym.vector.VectorEnv, autoreset_mode: AutoresetMode | None = None):
         mode = autoreset_mode or env.metadata.get("autoreset_mode")

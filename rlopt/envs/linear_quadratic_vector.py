@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,42 @@ from rlopt.envs.spaces import Array
 ACTION_LIMIT = 1e6
 
 
-class LinearQuadraticVectorEnv(FiniteHorizonVectorEnv):
+class LinearVectorEnv(FiniteHorizonVectorEnv):
+    """N copies of x_{t+1} = A x_t + B u_t + w_t; observations are states [N, n], truncated at the horizon.
+
+    A subclass says what a step pays.
+
+    Args:
+        system: the dynamics, the noise, how episodes begin, and the horizon; its costs are not looked at.
+        num_envs: N.
+    """
+
+    def __init__(self, system: LinearQuadratic, num_envs: int):
+        observations = spaces.Box(-np.inf, np.inf, (system.num_states,), np.float32)
+        super().__init__(num_envs, system.horizon, observations, unbounded_actions(system.num_actions))
+        self._transition, self._control = system.A.detach().numpy(), system.B.detach().numpy()
+        self._initial_mean = system.initial_mean.detach().numpy()
+        self._initial_factor = covariance_factor(system.initial_covariance)
+        self._noise_factor = covariance_factor(system.noise_covariance)
+
+    @abstractmethod
+    def _rewards(self, states: Array, actions: Array) -> Array:
+        """r_t, [N] or [N, K], of x_t [N, n] and u_t [N, m], float64."""
+
+    def _first_states(self, num: int) -> Array:
+        return self._initial_mean + self.np_random.standard_normal((num, len(self._initial_mean))) @ self._initial_factor.T
+
+    def _advance(self, states: Array, actions: Array) -> tuple[Array, Array, Array]:
+        actions = actions.astype(np.float64)
+        noise = self.np_random.standard_normal(states.shape) @ self._noise_factor.T
+        following = states @ self._transition.T + actions @ self._control.T + noise
+        return following, self._rewards(states, actions), np.zeros(self.num_envs, bool)
+
+    def _observations(self, states: Array) -> Array:
+        return states.astype(np.float32)
+
+
+class LinearQuadraticVectorEnv(LinearVectorEnv):
     """N copies of a `LinearQuadratic` problem; observations are states, truncated at its horizon.
 
     Attributes:
@@ -26,26 +62,13 @@ class LinearQuadraticVectorEnv(FiniteHorizonVectorEnv):
     """
 
     def __init__(self, problem: LinearQuadratic, num_envs: int = 1):
-        observations = spaces.Box(-np.inf, np.inf, (problem.num_states,), np.float32)
-        super().__init__(num_envs, problem.horizon, observations, unbounded_actions(problem.num_actions))
+        super().__init__(problem, num_envs)
         self.problem = problem
-        self._matrices = [matrix.detach().numpy() for matrix in (problem.A, problem.B, problem.Q, problem.R)]
-        self._initial_mean = problem.initial_mean.detach().numpy()
-        self._initial_factor = covariance_factor(problem.initial_covariance)
-        self._noise_factor = covariance_factor(problem.noise_covariance)
+        self._costs = problem.Q.detach().numpy(), problem.R.detach().numpy()
 
-    def _first_states(self, num: int) -> Array:
-        return self._initial_mean + self.np_random.standard_normal((num, self.problem.num_states)) @ self._initial_factor.T
-
-    def _advance(self, states: Array, actions: Array) -> tuple[Array, Array, Array]:
-        a, b, q, r = self._matrices
-        actions = actions.astype(np.float64)
-        rewards = -((states @ q * states).sum(1) + (actions @ r * actions).sum(1))
-        noise = self.np_random.standard_normal(states.shape) @ self._noise_factor.T
-        return states @ a.T + actions @ b.T + noise, rewards, np.zeros(self.num_envs, bool)
-
-    def _observations(self, states: Array) -> Array:
-        return states.astype(np.float32)
+    def _rewards(self, states: Array, actions: Array) -> Array:
+        q, r = self._costs
+        return -((states @ q * states).sum(1) + (actions @ r * actions).sum(1))
 
 
 class GaussianBanditVectorEnv(FiniteHorizonVectorEnv):

@@ -15,9 +15,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlopt.arguments import check_number
-from rlopt.envs.finite_horizon import FiniteHorizonVectorEnv, SingleCopy
+from rlopt.envs.finite_horizon import SingleCopy
 from rlopt.envs.linear_quadratic import LinearQuadratic
-from rlopt.envs.linear_quadratic_vector import covariance_factor, unbounded_actions
+from rlopt.envs.linear_quadratic_vector import LinearVectorEnv
 from rlopt.envs.spaces import Array
 
 
@@ -168,7 +168,7 @@ class MultiObjectiveLQR:
         )
 
 
-class MultiObjectiveLQRVectorEnv(FiniteHorizonVectorEnv):
+class MultiObjectiveLQRVectorEnv(LinearVectorEnv):
     """N copies of a `MultiObjectiveLQR` problem; observations are states [N, n], rewards [N, K], truncated at its horizon.
 
     Attributes:
@@ -176,31 +176,18 @@ class MultiObjectiveLQRVectorEnv(FiniteHorizonVectorEnv):
     """
 
     def __init__(self, problem: MultiObjectiveLQR, num_envs: int = 1):
-        seen = spaces.Box(-np.inf, np.inf, (len(problem.A),), np.float32)
-        super().__init__(num_envs, problem.horizon, seen, unbounded_actions(problem.B.shape[1]))
+        super().__init__(problem.objective(0), num_envs)
         self.problem = problem
         self.reward_space = spaces.Box(-np.inf, 0.0, (problem.num_objectives,), np.float32)
-        self._matrices = [matrix.detach().numpy() for matrix in (problem.A, problem.B, problem.Q, problem.R)]
-        self._initial_mean = problem.initial_mean.detach().numpy()
-        self._initial_factor = covariance_factor(problem.initial_covariance)
-        self._noise_factor = covariance_factor(problem.noise_covariance)
+        self._costs = problem.Q.detach().numpy(), problem.R.detach().numpy()
 
     def front(self, weights: Tensor) -> Tensor:
         """See `MultiObjectiveLQR.front`."""
         return self.problem.front(weights)
 
-    def _first_states(self, num: int) -> Array:
-        return self._initial_mean + self.np_random.standard_normal((num, len(self._initial_mean))) @ self._initial_factor.T
-
-    def _advance(self, states: Array, actions: Array) -> tuple[Array, Array, Array]:
-        a, b, q, r = self._matrices
-        actions = actions.astype(np.float64)
-        costs = np.einsum("ni,kij,nj->nk", states, q, states) + np.einsum("ni,kij,nj->nk", actions, r, actions)
-        noise = self.np_random.standard_normal(states.shape) @ self._noise_factor.T
-        return states @ a.T + actions @ b.T + noise, -costs, np.zeros(self.num_envs, bool)
-
-    def _observations(self, states: Array) -> Array:
-        return states.astype(np.float32)
+    def _rewards(self, states: Array, actions: Array) -> Array:
+        q, r = self._costs
+        return -(np.einsum("ni,kij,nj->nk", states, q, states) + np.einsum("ni,kij,nj->nk", actions, r, actions))
 
 
 def crossed_costs_envs(num_envs: int = 1, **kwargs: Any) -> MultiObjectiveLQRVectorEnv:

@@ -189,14 +189,21 @@ def paired_envs(
     """
     check_number("num_groups", num_groups, positive=True, whole=True)
     check_number("group_size", group_size, at_least=2, whole=True)
-    envs = make_envs(env, num_groups * group_size, backend, seed, env_kwargs)
+    return in_groups(make_envs(env, num_groups * group_size, backend, seed, env_kwargs), group_size)
+
+
+def in_groups(envs: Environments, group_size: int) -> Paired:
+    """The environments in groups of G; those that `make_envs` chose to be Gymnasium's vector ones, one by one if need be.
+
+    Raises:
+        ValueError: what `Paired` raises.
+    """
     try:
         return Paired(envs, group_size)
     except ValueError:
-        if not (isinstance(env, str) and isinstance(envs, GymnasiumEnvironments) and backend == "auto"):
+        if not isinstance(envs, GymnasiumEnvironments) or envs.one_by_one is None:
             raise
-    envs.close()
-    return Paired(make_envs(env, num_groups * group_size, "sync", seed, env_kwargs), group_size)
+    return Paired(envs.one_by_one(), group_size)
 
 
 def _why_not(envs: Environments) -> str:

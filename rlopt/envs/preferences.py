@@ -13,10 +13,9 @@ from rlopt.arguments import check_number
 from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, fresh_seed
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.envs.wrapper import EnvironmentsWrapper
+from rlopt.objectives import agreed_num_objectives, check_preferences
 
 OBSERVATION, PREFERENCE = "observation", "preference"
-# Weights sum to 1 up to this, which float32 leaves room for.
-ROUNDING = 1e-5
 STREAM = 0x70726566  # keeps the draws apart from others that are made from the same seed
 
 
@@ -169,23 +168,17 @@ def _known_size(envs: Environments, weights: ArrayLike | None, given: int | None
     """K, from the argument, the environments or the weights."""
     if given is not None:
         check_number("num_objectives", given, at_least=2, whole=True)
-    size = given or envs.num_objectives or (None if weights is None else np.size(weights))
+    size = agreed_num_objectives(given, None, envs.num_objectives) or (None if weights is None else np.size(weights))
     if size is None:
         raise ValueError(f"num_objectives: {envs.name} does not say how many rewards it pays (reward_space); give the number")
     if size < 2:
         raise ValueError(f"envs: preferences need at least two objectives, {envs.name} pays one reward")
-    if envs.num_objectives not in (None, size):
-        raise ValueError(f"num_objectives: {envs.name} pays {envs.num_objectives} rewards, got {size}")
     return int(size)
 
 
 def _checked_weights(weights: ArrayLike, size: int) -> Array:
-    array = np.asarray(weights, np.float64)
-    if array.shape != (size,):
-        raise ValueError(f"weights: expected {size} numbers, one an objective, got shape {array.shape}")
-    if not (np.isfinite(array).all() and (array >= 0).all() and abs(array.sum() - 1) <= ROUNDING):
-        raise ValueError(f"weights: expected non-negative numbers with sum 1, got {array.tolist()}")
-    return array.astype(np.float32)
+    check_preferences(weights, "weights", size)
+    return np.asarray(weights, np.float32)
 
 
 def _checked_concentration(concentration: float | Sequence[float], size: int) -> Array:

@@ -30,6 +30,10 @@ class RowGenerators:
         """Uniform on [0, 1), [n, ...]."""
         return self._rows(size, lambda generator, shape: generator.random(shape))
 
+    def uniform(self, low: float, high: float, size: Any = None) -> Array:
+        """Uniform on [low, high), [n, ...]."""
+        return self._rows(size, lambda generator, shape: generator.uniform(low, high, shape))
+
     def standard_normal(self, size: Any = None) -> Array:
         """N(0, 1), [n, ...]."""
         return self._rows(size, lambda generator, shape: generator.standard_normal(shape))

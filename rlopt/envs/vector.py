@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlopt.arguments import check_choice, check_number, did_you_mean
 from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.classic_control import TASKS, ClassicControlVectorEnv
 from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
 from rlopt.envs.parallel import AsyncEnvironments
 from rlopt.envs.sb3_vector import SB3Environments
@@ -66,9 +68,10 @@ def make_envs(
         env: an id ("CartPole-v1"), a `gym.Env`, a callable that makes one, a list of such callables, a Gymnasium
             `VectorEnv` in any autoreset mode, an SB3 `VecEnv`, an EnvPool environment, or `Environments`.
         num_envs: how many to run side by side, for an id or one callable; ignored where `env` brings its own number.
-        backend: "native" is Gymnasium's own vector implementation of that id, "sync" steps single environments in
-            this process, "async" in worker processes, "envpool" makes an EnvPool. "auto" takes "native" if there is
-            one and more than one environment is asked for, else "sync".
+        backend: "native" is one object for all copies: rlopt's own of the classic-control tasks, and what is registered as
+            vector implementation of other ids; "sync" steps single environments in this process, "async" in worker
+            processes, "envpool" makes an EnvPool. "auto" takes "native" if there is one and more than one environment is
+            asked for, else "sync".
         seed: for EnvPool, which takes its seed at construction only.
         env_kwargs: passed to the environment, for an id.
 
@@ -120,13 +123,25 @@ def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwa
     if backend == "envpool":
         return EnvPoolEnvironments(_make_envpool(env_id, num_envs, fresh_seed() if seed is None else seed, kwargs))
     spec = find_spec(env_id)
-    native = spec.vector_entry_point is not None
-    if backend == "native" and not native:
-        raise ValueError(f"backend: {env_id} has no native vector implementation in Gymnasium; use 'sync' or 'async'")
-    if backend == "native" or (backend == "auto" and native and num_envs > 1):
-        vector = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
-        return GymnasiumEnvironments(vector)
-    return _from_factories([lambda: make_env(env_id, **kwargs)] * num_envs, backend, env_id)
+    native = _native(spec, kwargs)
+    if backend == "native" and native is None:
+        given = " with these env_kwargs" if kwargs and env_id in TASKS else ""
+        raise ValueError(f"backend: {env_id} has no native vector implementation{given}; use 'sync' or 'async'")
+    factories: list[EnvFactory] = [lambda: make_env(env_id, **kwargs)] * num_envs
+    if native is not None and (backend == "native" or (backend == "auto" and num_envs > 1)):
+        envs = GymnasiumEnvironments(native(num_envs))
+        envs.one_by_one = partial(_from_factories, factories, "sync", env_id) if backend == "auto" else None
+        return envs
+    return _from_factories(factories, backend, env_id)
+
+
+def _native(spec: Any, kwargs: dict[str, Any]) -> Callable[[int], VectorEnv] | None:
+    """What makes N copies in one object, if anything does: rlopt's own classic control, else what is registered."""
+    if spec.id in TASKS and not kwargs and str(spec.entry_point).startswith("gymnasium.envs.classic_control"):
+        return partial(ClassicControlVectorEnv, spec.id)
+    if spec.vector_entry_point is None:
+        return None
+    return lambda num_envs: gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
 def _from_factories(factories: list[Callable[[], Any]], backend: Backend, name: str | None = None) -> Environments:

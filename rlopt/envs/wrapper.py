@@ -31,6 +31,10 @@ class EnvironmentsWrapper(Environments):
     def num_objectives(self) -> int | None:
         return self.envs.num_objectives
 
+    @property
+    def num_objectives_certain(self) -> bool:
+        return self.envs.num_objectives_certain
+
     def reset(self, seed: int | None = None) -> ArrayTree:
         return self.envs.reset(seed)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
     """min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) with ρ = exp(log_ratio), to be maximised; [B].
 
     Its gradient is exactly 0 where the clip binds.
@@ -14,7 +16,7 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
     Source: Schulman et al., arXiv:1707.06347, eq. 7.
     """
     ratio = log_ratio.exp()
-    return torch.min(ratio * advantages, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages)
+    return torch.min(ratio * advantages, _clamped(ratio, 1.0 - clip_range, 1.0 + clip_range) * advantages)
 
 
 def value_loss(values: Tensor, targets: Tensor) -> Tensor:
@@ -22,16 +24,16 @@ def value_loss(values: Tensor, targets: Tensor) -> Tensor:
     return (values - targets).square()
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | Tensor) -> Tensor:
     """(v_old + clip(v − v_old, ±ε) − target)², [B]: the clipped prediction alone, as Stable-Baselines3 has it.
 
     The gradient vanishes wherever the prediction left the range, also when it moved the wrong way.
     """
-    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    clipped = old_values + _clamped(values - old_values, -clip_range, clip_range)
     return (clipped - targets).square()
 
 
-def pessimistic_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float) -> Tensor:
+def pessimistic_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | Tensor) -> Tensor:
     """max of the plain and the clipped squared error, [B], as in OpenAI's baselines and CleanRL."""
     return torch.max(value_loss(values, targets), clipped_value_loss(values, old_values, targets, clip_range))
 
@@ -53,3 +55,8 @@ def pessimistic_value_loss_slope(values: Tensor, old_values: Tensor, targets: Te
     clipped = clipped_value_loss(values, old_values, targets, clip_range)
     slope = clipped_value_loss_slope(values, old_values, targets, clip_range)
     return torch.where(clipped > value_loss(values, targets), slope, 2.0 * (values - targets))
+
+
+def _clamped(x: Tensor, low: Any, high: Any) -> Tensor:
+    """x within bounds that are numbers or scalar tensors, both alike."""
+    return x.clamp(low, high)

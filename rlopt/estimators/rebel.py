@@ -149,15 +149,9 @@ def rebel_advantage_loss(log_ratio: Tensor, kl: Tensor, advantages: Tensor, eta:
     Raises:
         ValueError: a shape, a precision below float32, η out of range.
     """
-    return _advantage_residuals(log_ratio, kl, advantages, eta).square()
-
-
-def rebel_advantage_slope(log_ratio: Tensor, kl: Tensor, advantages: Tensor, eta: float | Tensor) -> Tensor:
-    """∂ rebel_advantage_loss / ∂ ln π_θ(a | s), which is also its derivative in the KL, [B].
-
-    Arguments and errors are those of `rebel_advantage_loss`.
-    """
-    return 2.0 * _advantage_residuals(log_ratio, kl, advantages, eta)
+    _check_rows(log_ratio=log_ratio, kl=kl, advantages=advantages)
+    _check_eta(eta)
+    return (log_ratio + kl - eta * advantages.detach()).square()
 
 
 def rebel_all_actions_loss(
@@ -332,12 +326,6 @@ def _reward_variance(rewards: Tensor, groups: Tensor | None) -> Tensor:
     if rewards.ndim != 1 or len(rewards) < 2:
         raise ValueError(f"rewards: expected at least two numbers [N], got shape {tuple(rewards.shape)}")
     return rewards.var()
-
-
-def _advantage_residuals(log_ratio: Tensor, kl: Tensor, advantages: Tensor, eta: float | Tensor) -> Tensor:
-    _check_rows(log_ratio=log_ratio, kl=kl, advantages=advantages)
-    _check_eta(eta)
-    return log_ratio + kl - eta * advantages.detach()
 
 
 def _check_rows(**tensors: Tensor) -> None:

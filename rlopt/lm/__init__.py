@@ -6,9 +6,10 @@ Source: Gao et al., arXiv:2404.16767.
 """
 
 try:
+    import peft  # noqa: F401
     import transformers  # noqa: F401
 except ImportError as error:
-    raise ImportError("rlopt.lm needs transformers and peft: pip install 'rlopt[lm]'") from error
+    raise ImportError(f"rlopt.lm needs {error.name or 'transformers and peft'}: pip install 'rlopt[lm]'") from error
 
 from rlopt.lm.arguments import REBELConfig
 from rlopt.lm.rewards import RewardModel

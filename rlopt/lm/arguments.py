@@ -20,6 +20,20 @@ Schedule = Literal["linear", "cosine", "constant"]
 # ℓ(x, y, y') of pairs of completions; see `REBELConfig.preference_fn`.
 Preference = Callable[..., Sequence[float]]
 
+# Fields of `REBELConfig` under the names that `GenerationConfig` has for them; a second value would contradict the first.
+OWN_GENERATION = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+    "num_return_sequences": "num_generations",
+    "eos_token_id": "stop_at_end_token, and the tokenizer",
+    "pad_token_id": "the tokenizer",
+    "return_dict_in_generate": "nothing: generate has to return ids",
+}
+
 # From here on a clipped gradient keeps nothing of η but the direction (specification §1.7: another regime).
 LARGE_ETA = 100.0
 
@@ -58,6 +72,11 @@ class REBELConfig:
     """β ≥ 0, weight of the sequence's KL to the reference model. For "ipo" its τ: Δh is regressed on 1/(2β)."""
     kl_mode: KLMode = "reward"
     """"reward": r − β(ln π_t − ln π_ref); "prox": in the regression, stable for every ηβ."""
+    sync_ref_model: bool = False
+    """Let π_ref follow: every `ref_model_sync_steps` iterations θ_ref ← αθ + (1 − α)θ_ref, α = `ref_model_mixup_alpha`. The
+    reference is then in checkpoints. Not with an adapter, whose reference is the model without it."""
+    ref_model_sync_steps: int = 512
+    ref_model_mixup_alpha: float = 0.6
     pairing: Pairing = "all"
     """Of a group, the regression has all pairs, the best and the worst completion, or two drawn at random."""
     explained_stop: float | None = None
@@ -79,7 +98,8 @@ class REBELConfig:
     stop_at_end_token: bool = True
     """False: completions have `max_completion_length` tokens, whatever these are."""
     generation_kwargs: dict[str, Any] = field(default_factory=dict)
-    """More of `transformers.GenerationConfig`."""
+    """More of `transformers.GenerationConfig`. What bends sampling, a repetition penalty for instance, is not in the
+    log-probabilities."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     reward_weights: Sequence[float] | None = None
@@ -89,6 +109,9 @@ class REBELConfig:
     """Replaces the score of a completion that was cut off."""
     missing_eos_penalty: float | None = None
     """Subtracted from the score of a completion that was cut off."""
+    mask_truncated_completions: bool = False
+    """Leave completions that were cut off out of the regression, and groups of which fewer than two remain. They are scored
+    and logged, and the baselines' group means have them."""
     preference_fn: Preference | None = None
     """f(prompts, completions, others, **columns) -> ℓ in [−1, 1] of each pair, 2 P(completion ≻ other) − 1; every pair of a
     group is asked once. Then a completion's score is (1/G) Σ_j ℓ(y_i, y_j), and reward functions are not needed."""
@@ -127,6 +150,8 @@ class REBELConfig:
     gamma: float = 1.0
     gae_lambda: float = 0.95
 
+    model_init_kwargs: dict[str, Any] = field(default_factory=dict)
+    """For `from_pretrained` where the model is given by path; "dtype" is float32 unless it is here."""
     bf16: bool = False
     """Run the model in bfloat16 (autocast); log-probabilities are float32 in any case."""
     gradient_checkpointing: bool = False
@@ -154,6 +179,8 @@ class REBELConfig:
             self._check_step_size()
         if self.offline_score_column is not None and self.offline_column is None:
             raise ValueError("offline_score_column: expected offline_column beside it, got None there")
+        if self.sync_ref_model and not self.needs_reference:
+            raise ValueError("sync_ref_model: expected beta > 0, or anchor='reference': without them there is no reference")
 
     @property
     def group_size(self) -> int:
@@ -238,12 +265,14 @@ def _check_numbers(args: REBELConfig) -> None:
         check_number(name, getattr(args, name), positive=True)
     for name in ("learning_rate", "beta", "weight_decay", "vf_coef"):
         check_number(name, getattr(args, name), at_least=0)
-    for name in ("top_p", "min_p", "warmup_ratio", "adam_beta1", "adam_beta2", "gamma", "gae_lambda"):
+    for name in ("min_p", "warmup_ratio", "adam_beta1", "adam_beta2", "gamma", "gae_lambda"):
         check_number(name, getattr(args, name), at_least=0, at_most=1)
+    for name in ("top_p", "ref_model_mixup_alpha"):
+        check_number(name, getattr(args, name), positive=True, at_most=1)
     for name in ("clip_range", "clip_range_value"):
         check_number(name, getattr(args, name), positive=True)
     counts = ("num_iterations", "max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps")
-    for name in (*counts, "logging_steps"):
+    for name in (*counts, "logging_steps", "ref_model_sync_steps"):
         check_number(name, getattr(args, name), positive=True, whole=True)
     check_number("num_generations", args.num_generations, at_least=2, whole=True)
     check_number("top_k", args.top_k, at_least=0, whole=True)
@@ -260,6 +289,8 @@ def _check_numbers(args: REBELConfig) -> None:
         if getattr(args, name) is not None:
             check_number(name, getattr(args, name))
     _check_rewards(args)
+    for name in OWN_GENERATION.keys() & args.generation_kwargs.keys():
+        raise ValueError(f"generation_kwargs: expected it without {name!r}, which is decided by {OWN_GENERATION[name]}")
 
 
 def _check_rewards(args: REBELConfig) -> None:

@@ -5,11 +5,14 @@
     generators/…    sampling and order
     state           iteration, updates, tokens, place in the data
 
-The reference model is not in the file: it is the model that the trainer is made with, which has to be the first one again.
+What is never trained is not in the file, a frozen reference model among it: it comes from the model that the trainer is made
+with, which has to be the first one again. A digest of it is in the file, so that another one is refused. A reference that
+follows is in the file, under reference/….
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from rlopt import archive
 from rlopt.checkpoint import versions
+from rlopt.lm.models import frozen, trained
 
 if TYPE_CHECKING:
     from rlopt.lm.trainer import REBELTrainer
@@ -59,12 +63,14 @@ def save(trainer: REBELTrainer, path: Path) -> None:
         "state": asdict(trainer.state),
         "settings": {field.name: _plain(getattr(trainer.args, field.name)) for field in fields(trainer.args)},
         "versions": versions() | {"transformers": transformers.__version__, "peft": peft.__version__},
+        "left_out": trainer.left_out,
     }
     groups = {
         "parameters": trained(trainer.model),
         "value_head": {} if trainer.value_head is None else trainer.value_head.state_dict(),
         "optimizer": _optimiser_tensors(trainer.optimizer),
         "generators": {name: generator.get_state() for name, generator in trainer.generators.items()},
+        "reference": _following(trainer),
     }
     tensors = {f"{group}/{name}": x.detach().clone() for group, members in groups.items() for name, x in members.items()}
     archive.write(path, data, tensors)
@@ -74,7 +80,7 @@ def restore(trainer: REBELTrainer, path: Path | str) -> None:
     """Put a trainer where `save` found it.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a whole one, or of another model or data set.
+        FileNotFoundError, ValueError: no such file, not a whole one, or of another model, reference or data set.
     """
     content = archive.read(path, FIELDS)
     if content.data["kind"] != KIND:
@@ -85,12 +91,22 @@ def restore(trainer: REBELTrainer, path: Path | str) -> None:
     if state["num_rows"] != trainer.state.num_rows:
         raise ValueError(f"train_dataset: expected the {state['num_rows']} rows of {path}, got {trainer.state.num_rows}")
     # All is checked before anything is changed.
-    parameters, head = trained(trainer.model), {} if trainer.value_head is None else trainer.value_head.state_dict()
-    for name, ours in (("parameters", parameters), ("value_head", head)):
+    groups = {
+        "parameters": trained(trainer.model),
+        "value_head": {} if trainer.value_head is None else trainer.value_head.state_dict(),
+        "reference": _following(trainer),
+    }
+    for name, ours in groups.items():
         _check_shapes(path, ours, content.group(name))
+    # Missing in files of earlier versions.
+    if content.data.get("left_out", trainer.left_out) != trainer.left_out:
+        raise ValueError(
+            f"resume_from_checkpoint: {path} is of another first model: what is not trained, the reference among it, differs."
+            " Make the trainer with the model that the run began with, not with a trained one"
+        )
     optimiser = _optimiser_state(trainer.optimizer, content.group("optimizer"), path)
     with torch.no_grad():
-        for group, ours in (("parameters", parameters), ("value_head", head)):
+        for group, ours in groups.items():
             for name, value in content.group(group).items():
                 ours[name].copy_(value)
     trainer.optimizer.load_state_dict(optimiser)
@@ -100,9 +116,21 @@ def restore(trainer: REBELTrainer, path: Path | str) -> None:
         setattr(trainer.state, name, number)
 
 
-def trained(model: Any) -> dict[str, Tensor]:
-    """The parameters that receive gradients, by name; tied ones once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def digest_of_left_out(trainer: REBELTrainer) -> str:
+    """SHA-256 of all parameters that a checkpoint does not have: frozen ones, and those of a frozen reference."""
+    reference = {} if trainer.reference is None or trainer.args.sync_ref_model else trainer.reference.parameters()
+    result = hashlib.sha256()
+    for name, tensor in [*frozen(trainer.model).items(), *reference.items()]:
+        result.update(name.encode())
+        result.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def _following(trainer: REBELTrainer) -> dict[str, Tensor]:
+    """Parameters of a reference that changes."""
+    if trainer.reference is None or not trainer.args.sync_ref_model:
+        return {}
+    return trainer.reference.parameters()
 
 
 def _check_shapes(path: Path | str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -43,6 +43,9 @@ def draw(
 ) -> Sampled:
     """G completions of every row's prompt.
 
+    Raises:
+        ValueError: too long for the model; a sampler's answer of another form; what the data get wrong.
+
     Args:
         model: π_t.
         rows: of the data set, P of them.
@@ -56,7 +59,7 @@ def draw(
     count = args.num_generations
     prompts = repeated([codec.encode(row["prompt"]) for row in rows], count)
     prompt_ids, prompt_mask = (x.to(device) for x in pad_left(prompts, codec.pad_id))
-    _check_length(model, prompt_ids.shape[1], args)
+    _check_length(model, prompt_ids.shape[1], args.max_completion_length, "max_completion_length")
     completions: list[list[int]] = []
     sampled: list[int] = []
     offline_scores: list[float] = []
@@ -68,10 +71,13 @@ def draw(
     if sampled:
         drawn = torch.tensor(sampled, device=device)
         ids = sampler(model, prompt_ids[drawn], prompt_mask[drawn], args, codec, generator)
+        if ids.ndim != 2 or len(ids) != len(sampled) or not ids.shape[1]:
+            raise ValueError(f"sampler: expected completion ids [{len(sampled)}, L], got shape {tuple(ids.shape)}")
         lengths = completion_mask(ids, codec.end_ids).sum(1).tolist()
         for number, sample, length in zip(sampled, ids.tolist(), lengths, strict=True):
             completions[number] = sample[:length]
     completion_ids, mask = (x.to(device) for x in pad_right(completions, codec.pad_id))
+    _check_length(model, prompt_ids.shape[1], completion_ids.shape[1], "offline_column")
     return Sampled(
         tokens=Tokens(prompt_ids, prompt_mask, completion_ids, mask),
         asked=_asked(repeated(rows, count), completions, codec, columns),
@@ -83,7 +89,8 @@ def draw(
 def _asked(rows: Sequence[Row], completions: list[list[int]], codec: Codec, more: Mapping[str, Any]) -> Asked:
     prompts = [row["prompt"] for row in rows]
     texts = [codec.decode(ids, prompt) for ids, prompt in zip(completions, prompts, strict=True)]
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
     return Asked(prompts, texts, completions, {**columns, **more})
 
 
@@ -115,10 +122,9 @@ def _scores(row: Row, args: REBELConfig, num_answers: int) -> list[float]:
     return scores[:num_answers]
 
 
-def _check_length(model: Any, prompt_length: int, args: REBELConfig) -> None:
+def _check_length(model: Any, prompt_length: int, length: int, name: str) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and prompt_length + args.max_completion_length > limit:
+    if limit is not None and prompt_length + length > limit:
         raise ValueError(
-            f"max_completion_length: expected prompt and completion within the model's {limit} positions, got"
-            f" {prompt_length} + {args.max_completion_length}"
+            f"{name}: expected prompt and completion within the model's {limit} positions, got {prompt_length} + {length}"
         )

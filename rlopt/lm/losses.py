@@ -1,7 +1,7 @@
 """Losses of log-probabilities of completions: REBEL's, and the baselines that share its samples.
 
-N completions of L tokens, in whole groups of K contiguous ones. Every loss is a mean over completions or groups, so that
-micro-batches of whole groups are averaged by their number of groups.
+N completions of L tokens, in whole contiguous groups, of K each unless some were left out. Every loss is a mean, over groups,
+pairs or completions: micro-batches of whole groups are averaged by their number of these, see `weight_of`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ def policy_loss(args: REBELConfig, eta: Tensor, batch: Batch, reading: Reading) 
     policy = token_surrogate(reading.log_probs, batch.anchor, batch.tokens.mask, batch.advantages, args.clip_range)
     errors = pessimistic_value_loss(reading.values, batch.values, batch.returns, args.clip_range_value)
     return policy + args.vf_coef * 0.5 * mean_of_sequences(errors, batch.tokens.mask)
+
+
+def weight_of(args: REBELConfig, batch: Batch) -> Tensor:
+    """How many terms the mean `policy_loss` of these groups has: groups, pairs of a group, or completions; scalar."""
+    sizes = torch.unique_consecutive(batch.groups, return_counts=True)[1]
+    terms = {"rebel": torch.ones_like(sizes), "ipo": sizes * (sizes - 1)}.get(args.loss, sizes)
+    return terms.sum()
 
 
 def rebel_of(args: REBELConfig, eta: Tensor, batch: Batch, sequences: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from rlopt.estimators.rebel import approx_kl
 from rlopt.lm.arguments import REBELConfig
 from rlopt.lm.log_probs import Reader
-from rlopt.lm.losses import Batch, policy_loss, rebel_coefficients_of, rebel_of
+from rlopt.lm.losses import Batch, policy_loss, rebel_coefficients_of, rebel_of, weight_of
 
 
 @dataclass
@@ -36,7 +37,11 @@ def regress(
     batch: Batch,
     generator: torch.Generator,
 ) -> Progress:
-    """Minimise the loss over `batch`, at most `args.num_iterations` times through it; the model's parameters change."""
+    """Minimise the loss over `batch`, at most `args.num_iterations` times through it; the model's parameters change.
+
+    Raises:
+        FloatingPointError: a gradient is not finite; the parameters are those before the step.
+    """
     progress = Progress()
     for _ in range(args.num_iterations):
         for part in optimiser_batches(args, batch, generator):
@@ -46,7 +51,8 @@ def regress(
                 optimizer.zero_grad(set_to_none=True)
                 progress.stopped = True
                 return progress
-            progress.grad_norm += (_clipped(optimizer, args.max_grad_norm) - progress.grad_norm) / (progress.steps + 1)
+            norm = _clipped(optimizer, args.max_grad_norm)
+            progress.grad_norm += (norm - progress.grad_norm) / (progress.steps + 1)
             optimizer.step()
             progress.steps += 1
     optimizer.zero_grad(set_to_none=True)
@@ -55,34 +61,40 @@ def regress(
 
 def optimiser_batches(args: REBELConfig, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
     """An epoch in parts of `args.groups_per_step` whole groups, groups in a new order where there is more than one part."""
-    groups = torch.arange(len(batch)).view(-1, args.group_size)
+    groups = _groups_of(batch)
     if len(groups) > args.groups_per_step:
-        groups = groups[torch.randperm(len(groups), generator=generator)]
-    for part in groups.split(args.groups_per_step):
-        yield batch.rows(part.flatten().to(batch.groups.device))
+        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    for start in range(0, len(groups), args.groups_per_step):
+        yield batch.rows(torch.cat(groups[start : start + args.groups_per_step]))
 
 
 def accumulate_gradient(args: REBELConfig, eta: Tensor, model: Any, reader: Reader, part: Batch) -> Tensor:
     """Add the gradient of the mean over the groups of `part`; returns ln π_θ(y | x) of its completions, [n].
 
-    Micro-batches have whole groups and weigh as many as these are. With `two_pass` the derivatives in the completions'
+    Micro-batches have whole groups and weigh as many terms as they have. With `two_pass` the derivatives in the completions'
     log-probabilities are computed first, and pieces of any size are differentiated with them.
     """
-    index = torch.arange(len(part), device=part.groups.device)
     if args.two_pass:
+        index = torch.arange(len(part), device=part.groups.device)
         sequences = reader.evaluate(model, part.tokens).sequences
         coefficients = rebel_coefficients_of(args, eta, part, sequences)
         for rows in index.split(args.per_device_train_batch_size):
             (coefficients[rows] * reader.read(model, part.tokens.rows(rows)).sequences).sum().backward()
         return sequences
-    size = max(1, args.per_device_train_batch_size // args.group_size) * args.group_size
-    pieces = []
-    for rows in index.split(size):
-        piece = part.rows(rows)
+    groups, count = _groups_of(part), max(1, args.per_device_train_batch_size // args.group_size)
+    pieces, whole = [], weight_of(args, part)
+    for start in range(0, len(groups), count):
+        piece = part.rows(torch.cat(groups[start : start + count]))
         reading = reader.read(model, piece.tokens)
-        (policy_loss(args, eta, piece, reading) * len(rows) / len(part)).backward()
+        (policy_loss(args, eta, piece, reading) * weight_of(args, piece) / whole).backward()
         pieces.append(reading.sequences.detach())
     return torch.cat(pieces)
+
+
+def _groups_of(batch: Batch) -> list[Tensor]:
+    """Numbers of every group's completions, [k] each, on the batch's device."""
+    sizes = torch.unique_consecutive(batch.groups, return_counts=True)[1].tolist()
+    return list(torch.arange(len(batch), device=batch.groups.device).split(sizes))
 
 
 def _enough(args: REBELConfig, eta: Tensor, part: Batch, sequences: Tensor) -> bool:
@@ -98,7 +110,17 @@ def _enough(args: REBELConfig, eta: Tensor, part: Batch, sequences: Tensor) -> b
 
 
 def _clipped(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
-    """Clip the gradient; returns its norm before."""
+    """Clip the gradient; returns its norm before.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     limit = float("inf") if max_grad_norm is None else max_grad_norm
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"loss: the gradient's norm is {norm}; the parameters are those before the step. Try a smaller learning_rate, or a"
+            " smaller eta"
+        )
+    return norm

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlopt.arguments import did_you_mean
 from rlopt.estimators.rebel import preference_rewards
 from rlopt.lm.prompts import is_conversation
 
@@ -60,6 +61,9 @@ class RewardModel:
         model: a path, or a `PreTrainedModel`.
         tokenizer: its tokenizer; loaded beside a path.
         batch_size: texts of one forward pass.
+
+    Raises:
+        ValueError: a model without tokenizer, or with several outputs.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, batch_size: int = 16) -> None:
@@ -83,19 +87,24 @@ class RewardModel:
         """One score for each prompt with its completion."""
         scores: list[float] = []
         texts = [self._text(*pair) for pair in zip(prompts, completions, strict=True)]
+        # A chat template writes the beginning of the sequence itself.
+        special = not (prompts and is_conversation(prompts[0]))
         for start in range(0, len(texts), self.batch_size):
-            inputs = self.tokenizer(texts[start : start + self.batch_size], padding=True, return_tensors="pt")
+            part = texts[start : start + self.batch_size]
+            inputs = self.tokenizer(part, padding=True, return_tensors="pt", add_special_tokens=special)
             scores += self.model(**inputs.to(self.model.device)).logits[:, 0].float().tolist()
         return scores
 
     def _text(self, prompt: Any, completion: Any) -> str:
         if is_conversation(prompt):
             return str(self.tokenizer.apply_chat_template(prompt + completion, tokenize=False))
+        if not (isinstance(prompt, str) and isinstance(completion, str)):
+            raise ValueError(f"reward_funcs: {self.__name__} expected texts or conversations, got the prompt {prompt!r}")
         return f"{prompt}{completion}"
 
 
-def as_reward_functions(given: Any) -> list[RewardFunction]:
-    """One or several functions, models or paths of models as a list of functions.
+def as_reward_functions(given: Any, device: torch.device | None = None) -> list[RewardFunction]:
+    """One or several functions, models or paths of models as a list of functions; models are put on `device`.
 
     Raises:
         ValueError: something that is none of these.
@@ -106,6 +115,8 @@ def as_reward_functions(given: Any) -> list[RewardFunction]:
         if not is_model and not callable(entry):
             raise ValueError(f"reward_funcs: expected a function, a sequence-classification model or its path, got {entry!r}")
         functions.append(RewardModel(entry) if is_model else entry)
+        if is_model and device is not None:
+            functions[-1].model.to(device)  # type: ignore[attr-defined]
     return functions
 
 
@@ -143,8 +154,9 @@ def compare(preference: Callable[..., Sequence[float]], asked: Asked, group_size
     first, second = ((starts[:, None] + pairs[:, k]).flatten().tolist() for k in (0, 1))
     ours = asked.rows(first)
     name = function_names([preference])[0]
-    kwargs = _accepted(preference, ours.columns)
-    answer = preference(ours.prompts, ours.completions, [asked.completions[i] for i in second], **kwargs)
+    others = [asked.completions[i] for i in second]
+    columns = _accepted(preference, ours.columns, name, skipped=3)
+    answer = preference(ours.prompts, ours.completions, others, **columns)
     values = _checked(name, answer, len(first))
     if not bool((values.abs() <= 1.0 + 1e-6).all()):
         raise ValueError(f"preference_fn: expected numbers in [−1, 1] from {name}, got {values[values.abs() > 1][0]:g}")
@@ -163,18 +175,30 @@ def function_names(functions: Sequence[Any]) -> list[str]:
 def _call(function: RewardFunction, asked: Asked, name: str) -> Any:
     """The answer, or an awaitable of it."""
     offered = {"prompts": asked.prompts, "completions": asked.completions, "completion_ids": asked.completion_ids}
-    answer = function(**_accepted(function, offered | dict(asked.columns)))
+    answer = function(**_accepted(function, offered | dict(asked.columns), name))
     if answer is None:
         raise ValueError(f"reward_funcs: expected {len(asked)} numbers from {name}, got None")
     return answer
 
 
-def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the offered a function takes: all if it has **kwargs."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+def _accepted(function: Callable[..., Any], offered: Mapping[str, Any], function_name: str, skipped: int = 0) -> dict[str, Any]:
+    """What of the offered a function takes beyond its first `skipped` arguments: all if it has **kwargs.
+
+    Raises:
+        ValueError: it asks for something that is not offered.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[skipped:]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in several and p.name not in offered]
+    if needed:
+        raise ValueError(
+            f"reward_funcs: {function_name} asks for {needed[0]!r}, expected one of {', '.join(offered)}"
+            f"{did_you_mean(needed[0], offered)}"
+        )
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return dict(offered)
-    return {name: value for name, value in offered.items() if name in parameters}
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in offered.items() if name in names}
 
 
 def _in_order(answers: list[Any]) -> list[Any]:

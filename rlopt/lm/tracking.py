@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger, make_output_format
 
 from rlopt.lm.arguments import REBELConfig
 from rlopt.logging import Layout, add_configuration, add_first_page, tensorboard_writer
@@ -35,9 +36,15 @@ LAYOUT: Layout = {
 SHOWN = 8
 
 
-def open_log(args: REBELConfig) -> Logger:
-    """SB3's logger, writing to `args.logging_dir`; its first page of charts and the configuration are laid out."""
-    logger = configure(args.logging_dir or f"{args.output_dir}/logs", ["csv", "tensorboard"])
+def open_log(args: REBELConfig, iteration: int = 0) -> Logger:
+    """SB3's logger, writing to `args.logging_dir`; its first page of charts and the configuration are laid out.
+
+    A run that goes on at an `iteration` beyond 0 writes progress-`iteration`.csv beside the progress.csv that there is.
+    """
+    folder = args.logging_dir or f"{args.output_dir}/logs"
+    suffix = f"-{iteration}" if iteration else ""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    logger = Logger(folder, [make_output_format("csv", folder, suffix), make_output_format("tensorboard", folder)])
     add_first_page(logger, LAYOUT)
     add_configuration(logger, {field.name: getattr(args, field.name) for field in fields(args)})
     return logger

@@ -11,27 +11,29 @@ Source: Gao et al., arXiv:2404.16767, algorithm 1.
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlopt.device import usable_device
 from rlopt.estimators.rebel import eta_from_kl, eta_from_std
-from rlopt.lm import checkpointing, diagnostics, tracking
+from rlopt.lm import checkpointing, diagnostics, models, tracking
 from rlopt.lm.arguments import REBELConfig
 from rlopt.lm.batches import make_batch
+from rlopt.lm.data import check_dataset
 from rlopt.lm.drawing import Sampled, draw
+from rlopt.lm.events import Events, sorted_callbacks
 from rlopt.lm.log_probs import Reader, Reading
 from rlopt.lm.losses import Batch
-from rlopt.lm.pairing import chosen_rows
+from rlopt.lm.pairing import chosen_rows, counted_groups
 from rlopt.lm.prompts import PromptOrder, make_codec
 from rlopt.lm.reference import reference_of
 from rlopt.lm.regression import regress
@@ -52,12 +54,22 @@ class TrainerState:
     num_updates: int = 0
     """Optimiser steps."""
     num_tokens: int = 0
-    """Of completions, sampled."""
+    """Of completions, sampled or from the data."""
     num_rows: int = 0
     """Of the data set."""
     epoch: int = 0
     position: int = 0
     """Rows of this epoch that were used."""
+
+    @property
+    def global_step(self) -> int:
+        """`iteration`, under the name that reward functions written for TRL look for."""
+        return self.iteration
+
+    @property
+    def passes(self) -> float:
+        """Epochs so far, with their fraction."""
+        return self.epoch + self.position / max(1, self.num_rows)
 
 
 class REBELTrainer:
@@ -74,13 +86,17 @@ class REBELTrainer:
         eval_dataset: the same, for `evaluate`.
         processing_class: the tokenizer; loaded beside a model given by path. None where prompts are token ids.
         peft_config: train an adapter; the model without it is the reference.
-        callbacks: f(trainer, metrics) after every iteration; one that returns False ends the training.
-        optimizer: over the trained parameters; AdamW by default.
+        callbacks: f(trainer, metrics) after every iteration, which ends the training by returning False; and transformers'
+            `TrainerCallback`s, see `rlopt.lm.events.Events`. What these remember is not in checkpoints.
+        optimizer: over the trained parameters; AdamW by default. The learning rates of its groups are what `lr_scheduler`
+            starts from.
         sampler: `rlopt.lm.sampling.generate`, or another function of its form. It need not give log-probabilities: those
             come from the model that is trained.
 
     Raises:
-        ValueError: a missing column, no reward, a tokenizer without end token.
+        ValueError: a missing column, no reward, a tokenizer without end token, no data for `eval_steps`, a callback that is
+            none, an adapter with `sync_ref_model`, or several processes, which are not supported.
+        UserWarning: trained parameters of half precision.
     """
 
     def __init__(
@@ -92,40 +108,47 @@ class REBELTrainer:
         eval_dataset: Any = None,
         processing_class: Any = None,
         peft_config: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Any] = (),
         optimizer: torch.optim.Optimizer | None = None,
         sampler: Sampler = generate,
     ) -> None:
         self.args = args or REBELConfig()
-        self.device = usable_device(self.args.device)
+        _check_alone()
         if isinstance(model, str):
-            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True)
+            processing_class = processing_class or models.load_tokenizer(model)
+            model = models.load_model(model, self.args.model_init_kwargs)
         if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
-        self.model: Any = _without_dropout(model).to(self.device).eval()
-        if self.args.gradient_checkpointing:
-            _checkpoint_activations(self.model)
+            model = models.with_adapter(model, peft_config)
+        self.model, self.device = models.prepared(model, self.args.device, self.args.gradient_checkpointing)
         self.processing_class = processing_class
         self.codec = make_codec(processing_class, model, self.args.stop_at_end_token, self.args.chat_template_kwargs)
-        self.reward_funcs = as_reward_functions(reward_funcs)
+        self.reward_funcs = as_reward_functions(reward_funcs, self.device)
         self._check_rewards()
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _check_dataset(name, dataset, self.args)
-        self.callbacks, self.sampler = list(callbacks), sampler
+        self._check_data()
+        self.sampler = sampler
         self.reference = reference_of(self.model, self.args.needs_reference)
+        if self.args.sync_ref_model and self.reference is not None and not self.reference.is_copy:
+            raise ValueError("sync_ref_model: expected False with an adapter, whose reference is the model without it")
         self.value_head = self._make_value_head() if self.args.loss == "ppo" else None
         rows = max(self.args.per_device_train_batch_size, 1)
         self.reader = Reader(self.args.temperature, self.args.bf16, rows, self.value_head)
         self.optimizer = optimizer or self._make_optimizer()
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # torch's name for what a schedule starts from
         self.generators = {
             name: torch.Generator().manual_seed(self.args.seed + offset) for offset, name in enumerate(("sampling", "order"))
         }
         self.state = TrainerState(num_rows=0 if train_dataset is None else len(train_dataset))
         self._unsolved = 0
+        self.callbacks: list[Callback]
+        self.callbacks, listeners = sorted_callbacks(callbacks)
+        self.events = Events(self, listeners)
+
+    @cached_property
+    def left_out(self) -> str:
+        """Digest of what checkpoints do not have, see `rlopt.lm.checkpointing`."""
+        return checkpointing.digest_of_left_out(self)
 
     @property
     def total_iterations(self) -> int:
@@ -143,6 +166,7 @@ class REBELTrainer:
 
         Raises:
             ValueError: no data; a checkpoint that does not fit; what reward functions can do wrong.
+            FloatingPointError: a gradient that is not finite.
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset: expected a data set to train on, got None")
@@ -150,16 +174,21 @@ class REBELTrainer:
             path = resume_from_checkpoint
             checkpointing.restore(self, checkpointing.newest(self.args.output_dir) if path is True else str(path))
         metrics: dict[str, float] = {}
-        logger = tracking.open_log(self.args)
+        logger = tracking.open_log(self.args, self.state.iteration)
+        self.events.train_begins()
         bar = tqdm(total=self.total_iterations, initial=self.state.iteration, disable=not self.args.progress_bar)
         try:
             while self.state.iteration < self.total_iterations:
+                self.events.step_begins()
                 metrics = self.iterate(logger)
+                self.events.step_ended()
                 self._record(logger, metrics)
                 bar.update()
                 bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("reward", "explained") if name in metrics})
-                if any(callback(self, metrics) is False for callback in self.callbacks):
+                asked = [callback(self, metrics) for callback in self.callbacks]
+                if any(answer is False for answer in asked) or self.events.control.should_training_stop:
                     break
+            self.events.train_ended()
         finally:
             bar.close()
             logger.close()
@@ -173,15 +202,19 @@ class REBELTrainer:
         sampled = self.sample(self._next_rows(), self.generators["sampling"])
         times.append(time.perf_counter())
         scores = self.score(sampled)
-        eta = self._eta(scores.total)
+        counted = sampled.ended if args.mask_truncated_completions else torch.ones_like(sampled.ended)
+        counted = counted_groups(counted, args.num_generations)
+        eta = self._eta(scores.total, counted)
         batch, before = make_batch(args, self.model, self.reference, self.reader, sampled.tokens, scores.total)
         completions = sampled.tokens.completions()
-        rows = chosen_rows(args.pairing, batch.rewards, completions, args.num_generations, self.generators["order"])
+        generator = self.generators["order"]
+        rows = chosen_rows(args.pairing, batch.rewards, completions, counted, args.num_generations, generator)
         times.append(time.perf_counter())
         metrics = self._regress(eta, batch.rows(rows.to(self.device))) if len(rows) else {}
         times.append(time.perf_counter())
         self.state.iteration += 1
         self.state.num_tokens += sum(map(len, completions))
+        self._let_reference_follow()
         self._notice_unsolved(metrics)
         if args.log_completions and logger is not None and self.state.iteration % args.logging_steps == 0:
             asked = sampled.asked
@@ -194,6 +227,7 @@ class REBELTrainer:
             "eta*beta": float(eta) * args.beta,
             "lr": self.optimizer.param_groups[0]["lr"],
             "num_tokens": float(self.state.num_tokens),
+            "epoch": self.state.passes,
             "time/sampling": times[1] - times[0],
             "time/scoring": times[2] - times[1],
             "time/regressing": times[3] - times[2],
@@ -235,7 +269,9 @@ class REBELTrainer:
         if self.eval_dataset is None:
             raise ValueError("eval_dataset: expected a data set to evaluate on, got None")
         generator = torch.Generator().manual_seed(self.args.seed)
-        own = replace(self.args, offline_column=None, offline_score_column=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the settings were made
+            own = replace(self.args, offline_column=None, offline_score_column=None)
         size = self.args.prompts_per_iteration
         found = []
         for start in range(0, len(self.eval_dataset), size):
@@ -271,11 +307,17 @@ class REBELTrainer:
         metrics = diagnostics.of_regression(self.args, eta, batch, before, after)
         return metrics | {"grad_norm": done.grad_norm, "updates": float(done.steps), "stopped": float(done.stopped)}
 
-    def _eta(self, scores: Tensor) -> Tensor:
-        """η of this iteration, a scalar on the trainer's device."""
+    def _let_reference_follow(self) -> None:
+        args = self.args
+        if args.sync_ref_model and self.reference is not None and self.state.iteration % args.ref_model_sync_steps == 0:
+            self.reference.follow(self.model, args.ref_model_mixup_alpha)
+
+    def _eta(self, scores: Tensor, counted: Tensor) -> Tensor:
+        """η of this iteration, from the scores [N] of completions that count [N]; a scalar on the trainer's device."""
         args, groups = self.args, torch.arange(len(scores)) // self.args.num_generations
-        if args.loss != "rebel" or args.eta_mode == "fixed":
+        if args.loss != "rebel" or args.eta_mode == "fixed" or not bool(counted.any()):
             return torch.tensor(args.eta, device=self.device)
+        scores, groups = scores[counted], groups[counted]
         eta = eta_from_std(scores, args.eta, groups) if args.eta_mode == "std" else eta_from_kl(scores, args.kl_target, groups)
         if args.kl_mode == "reward" and args.beta:
             # ηβ = 1 goes to π* at once; a larger step would go past it
@@ -283,14 +325,17 @@ class REBELTrainer:
         return eta.float().to(self.device)
 
     def _record(self, logger: Any, metrics: dict[str, float]) -> None:
-        """Evaluate, log and save where this iteration's number says so."""
-        args, iteration = self.args, self.state.iteration
-        if args.eval_steps is not None and iteration % args.eval_steps == 0:
-            metrics |= self.evaluate()
-        if iteration % args.logging_steps == 0 or iteration == self.total_iterations:
+        """Evaluate, log and save where this iteration's number, or a callback, says so."""
+        args, iteration, events = self.args, self.state.iteration, self.events
+        if events.control.should_evaluate or (args.eval_steps is not None and iteration % args.eval_steps == 0):
+            metrics |= (found := self.evaluate())
+            events.evaluated(found)
+        if events.control.should_log or iteration % args.logging_steps == 0 or iteration == self.total_iterations:
             tracking.write(logger, metrics, iteration)
-        if args.save_steps is not None and iteration % args.save_steps == 0:
+            events.logged(metrics)
+        if events.control.should_save or (args.save_steps is not None and iteration % args.save_steps == 0):
             self.save_checkpoint()
+            events.saved()
 
     def _notice_unsolved(self, metrics: Mapping[str, float]) -> None:
         self._unsolved = self._unsolved + 1 if metrics.get("explained", math.nan) < UNSOLVED else 0
@@ -305,9 +350,9 @@ class REBELTrainer:
         done, warmup = self.state.iteration, self.args.warmup_ratio * self.total_iterations
         progress = min(1.0, done / self.total_iterations)
         factor = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
-        rate = self.args.learning_rate * factor[self.args.lr_scheduler] * min(1.0, (done + 1) / max(warmup, 1.0))
+        share = factor[self.args.lr_scheduler] * min(1.0, (done + 1) / max(warmup, 1.0))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["initial_lr"] * share
 
     def _next_rows(self) -> list[Mapping[str, Any]]:
         order = PromptOrder(self.state.num_rows, self.args.seed, self.state.epoch, self.state.position)
@@ -321,6 +366,14 @@ class REBELTrainer:
         if not self.reward_funcs and self.args.preference_fn is None and self.args.offline_score_column is None:
             raise ValueError("reward_funcs: expected a reward function, a preference_fn or an offline_score_column, got none")
 
+    def _check_data(self) -> None:
+        args = self.args
+        check_dataset("train_dataset", self.train_dataset, ["prompt", args.offline_column, args.offline_score_column])
+        check_dataset("eval_dataset", self.eval_dataset, ["prompt"])
+        if args.eval_steps is not None and (self.eval_dataset is None or not self.reward_funcs):
+            missing = "a data set" if self.eval_dataset is None else "a reward function"
+            raise ValueError(f"eval_steps: expected None without {missing} to evaluate with, got {args.eval_steps}")
+
     def _make_value_head(self) -> nn.Linear:
         config = self.model.config.get_text_config()
         # From zero: the first advantages are the returns.
@@ -331,7 +384,7 @@ class REBELTrainer:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         args = self.args
-        parameters = list(checkpointing.trained(self.model).values())
+        parameters = list(models.trained(self.model).values())
         if not parameters:
             raise ValueError("model: expected parameters that require gradients, all are frozen")
         if self.value_head is not None:
@@ -345,32 +398,8 @@ class REBELTrainer:
         )
 
 
-def _without_dropout(model: Any) -> Any:
-    """π_θ/π_t has to be 1 at the start: no unit is dropped, also where gradient checkpointing needs training mode."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return model
-
-
-def _checkpoint_activations(model: Any) -> None:
-    # transformers 5.23 renamed it
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()  # else nothing before an adapter would be recomputed
-
-
-def _check_dataset(name: str, dataset: Any, args: REBELConfig) -> None:
-    if dataset is None:
-        return
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
-        raise ValueError(
-            f"{name}: expected a sequence of rows with a column 'prompt', got {type(dataset).__name__} without rows"
-        )
-    needed = ["prompt", *filter(None, (args.offline_column, args.offline_score_column))]
-    if missing := [column for column in needed if column not in dataset[0]]:
-        raise ValueError(f"{name}: expected a column {missing[0]!r}, got {', '.join(dataset[0])}")
+def _check_alone() -> None:
+    """Raises ValueError if this is one of several processes: each would train a model of its own."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(f"WORLD_SIZE: expected one process, got {processes}; REBELTrainer does not share gradients yet")

@@ -77,10 +77,6 @@ class Categorical(NamedTuple):
         before, after = (x.log_probabilities.masked_fill(~taken, 0.0) for x in (old, self))
         return (old.log_probabilities.exp() * (before - after)).sum(-1)
 
-    def pull_back_divergence(self, old: Categorical, weights: Tensor) -> tuple[Tensor, ...]:
-        """∂/∂logits of Σ_b weights_b KL_b(old ‖ self), [B, n]."""
-        return (weights.unsqueeze(-1) * (self.log_probabilities.exp() - old.log_probabilities.exp()),)
-
     def mode(self) -> Tensor:
         return self.log_probabilities.argmax(-1)
 
@@ -111,11 +107,6 @@ class MultiCategorical(NamedTuple):
     def divergence_from(self, old: MultiCategorical) -> Tensor:
         """KL(old ‖ self), [B]."""
         return torch.stack([new.divergence_from(past) for new, past in zip(self.parts, old.parts, strict=True)]).sum(0)
-
-    def pull_back_divergence(self, old: MultiCategorical, weights: Tensor) -> tuple[Tensor, ...]:
-        """∂/∂logits of Σ_b weights_b KL_b(old ‖ self), [B, Σ n_i]."""
-        pairs = zip(self.parts, old.parts, strict=True)
-        return (torch.cat([new.pull_back_divergence(past, weights)[0] for new, past in pairs], -1),)
 
     def mode(self) -> Tensor:
         return torch.stack([part.mode() for part in self.parts], -1)
@@ -151,10 +142,6 @@ class Bernoulli(NamedTuple):
         change = old.logits.sigmoid() * (old.logits - self.logits)
         return (change + functional.softplus(self.logits) - functional.softplus(old.logits)).sum(-1)
 
-    def pull_back_divergence(self, old: Bernoulli, weights: Tensor) -> tuple[Tensor, ...]:
-        """∂/∂logits of Σ_b weights_b KL_b(old ‖ self), [B, A]."""
-        return (weights.unsqueeze(-1) * (self.logits.sigmoid() - old.logits.sigmoid()),)
-
     def mode(self) -> Tensor:
         return (self.logits > 0).long()
 
@@ -189,14 +176,6 @@ class DiagonalGaussian(NamedTuple):
         z = (self.mean - old.mean) * (-self.log_std).exp()
         log_ratio = old.log_std - self.log_std
         return (0.5 * (torch.expm1(2.0 * log_ratio) + z.square()) - log_ratio).sum(-1)
-
-    def pull_back_divergence(self, old: DiagonalGaussian, weights: Tensor) -> tuple[Tensor, ...]:
-        """∂/∂mean [B, A] and ∂/∂log_std [A] of Σ_b weights_b KL_b(old ‖ self)."""
-        inverse = (-self.log_std).exp()
-        z = (self.mean - old.mean) * inverse
-        spread = torch.expm1(2.0 * (old.log_std - self.log_std))  # σ_old²/σ² − 1
-        weights = weights.unsqueeze(-1)
-        return weights * z * inverse, -(weights * (spread + z.square())).sum(0)
 
     def mode(self) -> Tensor:
         return self.mean

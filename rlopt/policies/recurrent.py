@@ -155,6 +155,7 @@ class RecurrentPolicy(MemoryPolicy):
         log_std_init: of continuous actions.
         ortho_init: orthogonal weights of the feed-forward layers.
         features_extractor_class, features_extractor_kwargs, normalize_images: φ, as in SB3.
+        critic_features_extractor_class, critic_features_extractor_kwargs: φ_v of a critic with its own; see `MemoryPolicy`.
         share_features_extractor: one φ for actor and critic, unless the environment shows the critic more.
         lstm_kwargs: not offered; an error says so.
         optimizer_class, optimizer_kwargs: as in SB3.
@@ -187,6 +188,8 @@ class RecurrentPolicy(MemoryPolicy):
         ortho_init: bool = True,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        critic_features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        critic_features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
         lstm_kwargs: dict[str, Any] | None = None,
@@ -214,6 +217,8 @@ class RecurrentPolicy(MemoryPolicy):
             log_std_init=log_std_init,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            critic_features_extractor_class=critic_features_extractor_class,
+            critic_features_extractor_kwargs=critic_features_extractor_kwargs,
             share_features_extractor=share_features_extractor and actor_space is critic_space,
             normalize_images=normalize_images,
             **optimizer,
@@ -262,16 +267,20 @@ class RecurrentActorCritic(nn.Module):
         return self.actor(observations), self.critic(observations)
 
     def actor(self, observations: Observations) -> JointDistribution:
-        """The distribution of (a, z'); of z' it is one value, the critic's part of it included."""
+        """The distribution of (a, z'); of z' it is one value, the critic's part of it included.
+
+        Without all that the critic sees, as where only actions are wanted, its part of the memory stays as it is.
+        """
         policy, of_critic = self.policy, self.policy.lstm_critic
         assert isinstance(observations, dict)
         features = self.actor_features(observations)
         memory, critic_memory = observations[MEMORY].split_with_sizes(policy.state_sizes, -1)
         latent, following = policy.lstm_actor(self.inputs(features, observations), memory)
         if of_critic is not None:
-            seen = features if policy.share_features_extractor else self.critic_features(observations)
-            _, critic_following = of_critic(self.inputs(seen, observations), critic_memory)
-            following = torch.cat([following, critic_following], -1)
+            if self.shows_critic_all(observations):
+                seen = features if policy.share_features_extractor else self.critic_features(observations)
+                _, critic_memory = of_critic(self.inputs(seen, observations), critic_memory)
+            following = torch.cat([following, critic_memory], -1)
         distribution = self.distribution_of(self.head(features, latent))
         return JointDistribution(distribution, Deterministic(following), policy.action_space)
 
@@ -338,6 +347,11 @@ class RecurrentActorCritic(nn.Module):
     def critic_features(self, observations: Observations) -> Tensor:
         """φ_v(o), [B, F]; of all that the environment shows the critic, if it does."""
         return self.policy.read(observations, self.policy.vf_features_extractor, self.policy.critic_space)
+
+    def shows_critic_all(self, observations: dict[str, Tensor]) -> bool:
+        """Whether nothing of what the critic reads is missing."""
+        space = self.policy.critic_space
+        return not isinstance(space, spaces.Dict) or space.spaces.keys() <= observations.keys()
 
     def inputs(self, features: Tensor, observations: dict[str, Tensor]) -> Tensor:
         """What recurrent layers read, [B, I]."""

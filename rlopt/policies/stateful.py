@@ -34,7 +34,7 @@ from rlopt.envs.memory import MEMORY, OBSERVATION, PREVIOUS_ACTION, MemoryAction
 from rlopt.policies.actor_critic import ActionDistribution, ActorCritic, distribution_from, make_policy, policy_class
 from rlopt.policies.distributions import DiagonalGaussian, noise_size
 from rlopt.policies.kernels import KERNELS, CellName
-from rlopt.rollout import Observations
+from rlopt.rollout import Observations, in_pieces
 
 MemoryName = Literal["s2pg"]
 
@@ -112,8 +112,21 @@ class JointDistribution(NamedTuple):
 class MemoryPolicy(ActorCriticPolicy):
     """An SB3 policy that reads (o, z, a_prev) and answers (a, z').
 
+    Args:
+        observation_space: (o, z, a_prev).
+        action_space: (a, z').
+        lr_schedule: SB3's.
+        critic_features_extractor_class: φ_v where it is not that of the actor, `features_extractor_class`. None is the same
+            class or, where the critic reads a Dict and the actor does not, SB3's `CombinedExtractor`.
+        critic_features_extractor_kwargs: its arguments; None are the actor's, `features_extractor_kwargs`, if the class is
+            the same, and none if it is another.
+        **kwargs: of SB3's policy.
+
     Attributes:
         actor_space, critic_space: what of o the actor reads, and what the critic does.
+
+    Raises:
+        ValueError: an extractor for a critic that shares the actor's.
     """
 
     actor_critic_class: ClassVar[type[nn.Module]]  # how rlopt sees the policy
@@ -121,16 +134,39 @@ class MemoryPolicy(ActorCriticPolicy):
     observation_space: MemoryObservations
     action_space: MemoryActions
 
-    def __init__(self, observation_space: MemoryObservations, action_space: MemoryActions, lr_schedule: Any, **kwargs: Any):
+    def __init__(
+        self,
+        observation_space: MemoryObservations,
+        action_space: MemoryActions,
+        lr_schedule: Any,
+        critic_features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        critic_features_extractor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
         self.actor_space, self.critic_space = readable_spaces(observation_space.observation)
+        self.critic_features_extractor_class = critic_features_extractor_class
+        self.critic_features_extractor_kwargs = critic_features_extractor_kwargs
+        for name in ("critic_features_extractor_class", "critic_features_extractor_kwargs"):
+            if kwargs["share_features_extractor"] and getattr(self, name) is not None:
+                raise ValueError(
+                    f"policy_kwargs: {name} is of a critic with a features extractor of its own; this one shares the actor's: "
+                    "set share_features_extractor=False"
+                )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """φ: the first call makes the actor's, the second the critic's."""
-        space = self.critic_space if hasattr(self, "pi_features_extractor") else self.actor_space
-        if isinstance(space, spaces.Dict) and not isinstance(self.actor_space, spaces.Dict):
-            return CombinedExtractor(space)
-        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+        of_actor = self.features_extractor_class
+        if not hasattr(self, "pi_features_extractor"):
+            return of_actor(self.actor_space, **self.features_extractor_kwargs)
+        combined = isinstance(self.critic_space, spaces.Dict) and not isinstance(self.actor_space, spaces.Dict)
+        of_critic = self.critic_features_extractor_class or (CombinedExtractor if combined else of_actor)
+        kwargs = self.critic_features_extractor_kwargs
+        if kwargs is None:
+            kwargs = self.features_extractor_kwargs if of_critic is of_actor else {}
+        if not self.normalize_images and issubclass(of_critic, NatureCNN | CombinedExtractor):  # as SB3 does for the actor's
+            kwargs = {"normalized_image": True, **kwargs}
+        return of_critic(self.critic_space, **kwargs)
 
     def read(self, observations: Observations, extractor: nn.Module, space: spaces.Space) -> Tensor:
         """φ(o), [B, F]: what one features extractor makes of its part of the observations."""
@@ -161,6 +197,7 @@ class StatefulPolicy(MemoryPolicy):
         log_std_init: of continuous actions.
         ortho_init: orthogonal weights of the feed-forward layers.
         features_extractor_class, features_extractor_kwargs, normalize_images: φ, as in SB3; actor and critic have their own.
+        critic_features_extractor_class, critic_features_extractor_kwargs: φ_v of the critic; see `MemoryPolicy`.
         optimizer_class, optimizer_kwargs: as in SB3.
     """
 
@@ -182,6 +219,8 @@ class StatefulPolicy(MemoryPolicy):
         ortho_init: bool = True,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        critic_features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        critic_features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         **optimizer: Any,
     ):
@@ -200,6 +239,8 @@ class StatefulPolicy(MemoryPolicy):
             log_std_init=log_std_init,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
+            critic_features_extractor_class=critic_features_extractor_class,
+            critic_features_extractor_kwargs=critic_features_extractor_kwargs,
             share_features_extractor=False,
             normalize_images=normalize_images,
             **optimizer,
@@ -309,16 +350,34 @@ def readable_spaces(observation: spaces.Space) -> tuple[spaces.Space, spaces.Spa
     """
     if not isinstance(observation, spaces.Dict):
         return observation, observation
-    privileged = {key for key in observation.spaces if key.split("/")[0] == CRITIC}
-    visible = {key: space for key, space in observation.spaces.items() if key not in privileged}
+    visible = visible_entries(observation)
     if not visible:
         raise ValueError(
-            f"observation space: every entry is the critic's ({sorted(privileged)}); the actor needs one of its own"
+            f"observation space: every entry is the critic's ({sorted(observation.spaces)}); the actor needs one of its own"
         )
-    if not privileged:
+    if visible.keys() == observation.spaces.keys():
         return observation, observation
     actor = visible[OBSERVATION] if visible.keys() == {OBSERVATION} else spaces.Dict(visible)
     return actor, observation
+
+
+def visible_entries(observation: spaces.Dict) -> dict[str, spaces.Space]:
+    """The entries that are not the critic's alone, see `readable_spaces`; of an encoded Dict, or as environments state it."""
+    return {key: space for key, space in observation.spaces.items() if str(key).split("/")[0] != CRITIC}
+
+
+def actor_spaces(observation: spaces.Space) -> list[spaces.Space]:
+    """Other spaces, as environments state them, in which a policy with memory can act that was trained in this one.
+
+    The first is the Dict without the critic's entries; if "observation" alone is left, the second is the space of that.
+    [] where nothing is the critic's.
+    """
+    if not isinstance(observation, spaces.Dict):
+        return []
+    visible = visible_entries(observation)
+    if len(visible) in (0, len(observation.spaces)):
+        return []
+    return [spaces.Dict(visible), *([visible[OBSERVATION]] if visible.keys() == {OBSERVATION} else [])]
 
 
 def make_stateful_policy(
@@ -363,6 +422,17 @@ def as_actor_critic(policy: ActorCriticPolicy) -> Any:
     """The policy as a function from observations to (distribution, values); a class of ours says which."""
     view: Any = getattr(policy, "actor_critic_class", ActorCritic)
     return view(policy)
+
+
+def factor_log_probs(actor: Any, observations: Observations, joint: Tensor) -> Tensor:
+    """log π_a and log π_z of many rows, [B, 2], without gradients.
+
+    Args:
+        actor: (o, z, a_prev) -> `JointDistribution`.
+        observations: [B, *obs], (o, z, a_prev).
+        joint: [B, A + d_z], (a, z').
+    """
+    return in_pieces(lambda x, u: torch.stack(actor(x).log_probs(u), -1), observations, joint)
 
 
 def _towers(net_arch: Any) -> dict[str, list[int]]:

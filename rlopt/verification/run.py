@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from tqdm import tqdm
@@ -18,11 +18,13 @@ from rlopt.verification.checks import WIDTH, Check, Report
 from rlopt.verification.estimators import ESTIMATORS
 from rlopt.verification.exact import FIXTURES, KINDS, Estimator, Kind, exact_checks
 from rlopt.verification.memory import memory_checks
+from rlopt.verification.rebel import rebel_checks
 
 PROGRAM = "rlopt verify"
-# What the agents that are not in `PAPER` stand on.
-OF_OTHERS = {"ppo": "gae", "recurrentppo": "gae", "rebel": "gae"}
+# What the agents that are neither in `PAPER` nor in `OWN` stand on.
+OF_OTHERS = {"ppo": "gae", "recurrentppo": "gae"}
 STATEFUL = "s2pg"  # which is checked beside the estimators of stateful policies
+OWN: dict[str, Callable[[], list[Check]]] = {STATEFUL: memory_checks, "rebel": rebel_checks}
 
 
 def verify(estimator: Estimator | None = None, kind: Kind = "gradient", *, show: bool = True) -> Report:
@@ -52,7 +54,7 @@ def verify(estimator: Estimator | None = None, kind: Kind = "gradient", *, show:
         ValueError: an unknown kind; a result of the wrong shape.
     """
     if estimator is None:
-        return _shown(Report(list(_library_checks(list(ESTIMATORS), [*PAPER, STATEFUL]))), show)
+        return _shown(Report(list(_library_checks(list(ESTIMATORS), [*PAPER, *OWN]))), show)
     check_choice("kind", kind, KINDS)
     plain = next(item.make for item in ESTIMATORS.values() if item.kind == kind)
     name = getattr(estimator, "__name__", type(estimator).__name__)
@@ -102,7 +104,7 @@ def verify_main(argv: Sequence[str] | None = None) -> None:
 def _asked(algo: str | None, estimator: str | None, kind: Kind) -> Report:
     """The checks that the command line asks for: all, if it names nothing."""
     if algo is None and estimator is None:
-        return Report(list(_library_checks(list(ESTIMATORS), [*PAPER, STATEFUL])))
+        return Report(list(_library_checks(list(ESTIMATORS), [*PAPER, *OWN])))
     checks: list[Check] = []
     if algo is not None:
         check_choice("algo", algo, tuple(ALGORITHMS))
@@ -122,7 +124,7 @@ def _library_checks(estimators: Sequence[str], algorithms: Sequence[str]) -> Ite
         if index < len(estimators):
             yield from estimator_checks(name)
         else:
-            yield from memory_checks() if name == STATEFUL else [agent_check(name)]
+            yield from OWN[name]() if name in OWN else [agent_check(name)]
 
 
 def _imported(path: str) -> Estimator:

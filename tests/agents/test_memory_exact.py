@@ -26,7 +26,7 @@ from rlopt.rollout import Rollout, map_observations
 from rlopt.statistics import EpisodeStatistics
 from rlopt.verification.agents import PAPER
 from rlopt.verification.memory import memory_checks
-from rlopt.verification.run import OF_OTHERS, STATEFUL, verify_main
+from rlopt.verification.run import OF_OTHERS, OWN, STATEFUL, verify_main
 from tests.oracles import F64, Expected, assert_exact, assert_misses, miss
 from tests.small_envs import Walk
 
@@ -556,7 +556,7 @@ def test_verify_checks_stateful_policies(capsys):
         verify_main(["--algo", STATEFUL])
     assert stopped.value.code == 0
     assert "s2pg: surrogate, joint" in capsys.readouterr().out
-    assert ALGORITHMS.keys() <= PAPER.keys() | OF_OTHERS.keys() | {STATEFUL}  # every agent has its checks
+    assert ALGORITHMS.keys() <= PAPER.keys() | OF_OTHERS.keys() | OWN.keys()  # every agent has its checks
 
 
 def test_verify_sees_that_the_score_of_the_memory_is_missing(monkeypatch):

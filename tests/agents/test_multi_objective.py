@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlopt import MOPG, MOTSIVRPG, PPO, REINFORCE, SRVRPG, make_envs
+from rlopt import MOPG, MOTSIVRPG, NVRPG, PPO, REINFORCE, SRVRPG, RecurrentPPO, make_envs
 from rlopt.envs.preferences import Preferences
 from rlopt.envs.tabular import TabularMDP
 from rlopt.envs.tabular_vector import TabularVectorEnv
@@ -193,6 +193,68 @@ def test_the_number_of_objectives_can_be_given() -> None:
     MOPG("MlpPolicy", Undeclared, utility=utility, num_episodes=4, device="cpu").learn(40)
     with pytest.raises(ValueError, match="objectives"):
         PPO("MlpPolicy", Undeclared, n_steps=16, batch_size=16, utility=(1.0, 1.0), num_objectives=3, device="cpu")
+
+
+def vector_env(num_objectives: int) -> TabularVectorEnv:
+    shape = {"num_states": 6, "num_terminal": 1, "horizon": 6, "seed": 2}
+    return TabularVectorEnv(TabularMDP.random(**shape, num_objectives=None if num_objectives == 1 else num_objectives), 4)
+
+
+@pytest.mark.parametrize("cls", [PPO, RecurrentPPO, REINFORCE, NVRPG, MOPG])
+def test_agents_of_one_reward_refuse_environments_that_announce_several(cls: Any) -> None:
+    message = {MOPG: "env: it pays 2 rewards a step, and the utility is one of 1"}.get(
+        cls, rf"env: it pays 2 rewards a step and {cls.__name__} maximises one; use PPO or MOPG with utility=, such as utility="
+    )
+    with pytest.raises(ValueError, match=message):
+        agent_of(cls, TWO)
+    agent = agent_of(cls, ONE)
+    with pytest.raises(ValueError, match=message):
+        agent.set_env(vector_env(2))
+    agent.set_env(vector_env(1))
+
+
+@pytest.mark.parametrize("cls", [PPO, MOPG])
+@pytest.mark.parametrize("utility", ["0.5,0.5", "fairness:100", "preferences"])
+def test_an_environment_of_another_number_of_rewards_is_refused_when_it_is_set(cls: Any, utility: str) -> None:
+    if cls is MOPG and utility == "preferences":
+        return
+    mine = {"policy_kwargs": None, "n_steps": 16, "batch_size": 32} if cls is PPO else {"num_episodes": 4}
+    policy = "MultiInputPolicy" if utility == "preferences" else "MlpPolicy"
+    agent = cls(policy, vector_env(2), utility=utility, seed=0, device="cpu", **mine)
+    if cls is MOPG and utility.startswith("fairness"):  # of any number
+        agent.set_env(vector_env(3))
+        return
+    for other in (1, 3) if utility == "0.5,0.5" else (3,):
+        if other == 1:  # which says nothing: the first rewards do
+            agent.set_env(vector_env(1))
+            with pytest.raises(ValueError, match="env: it pays 1 reward a step, and the utility is one of 2"):
+                agent.learn(64)
+            continue
+        with pytest.raises(ValueError, match=r"env: it pays 3 rewards a step, and (the utility is one of|num_objectives is) 2"):
+            agent.set_env(vector_env(other))
+    agent.set_env(vector_env(2))
+    agent.learn(64)
+
+
+class Declared(Undeclared):
+    reward_space = gym.spaces.Box(0, 1, (2,), np.float32)
+
+
+class Summed(gym.Wrapper):
+    """A user's own wrapper, which makes one reward of two and does not say so."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)
+        return observation, float(reward.sum()), *rest
+
+
+@pytest.mark.parametrize(("cls", "utility"), [(PPO, None), (PPO, "identity"), (MOPG, "identity"), (REINFORCE, None)])
+def test_a_wrapper_that_may_sum_rewards_is_not_refused_before_it_has_paid(cls: Any, utility: str | None) -> None:
+    arguments: dict[str, Any] = {"utility": utility} if utility else {}
+    arguments |= {"n_steps": 16, "batch_size": 16} if cls is PPO else {"num_episodes": 4}
+    cls("MlpPolicy", lambda: Summed(Declared()), device="cpu", seed=0, **arguments).learn(20)
+    with pytest.raises(ValueError, match="env: it pays 2 rewards a step"):
+        cls("MlpPolicy", Declared, device="cpu", seed=0, **arguments)
 
 
 def test_memory_and_a_utility_exclude_each_other_where_they_must() -> None:

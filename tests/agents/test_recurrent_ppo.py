@@ -430,8 +430,9 @@ def test_a_saved_agent_goes_on_to_the_bit(layout, tmp_path):
         {"policy_kwargs": {"encoder_size": 10**9}},
         {"policy_kwargs": {"net_arch": [10**9]}},
         {"memory_size": 10_000, "policy_kwargs": {}},
+        {"policy_kwargs": {"critic_features_extractor_kwargs": {"cnn_output_dim": 10**9}}},
     ],
-    ids=["memory_size", "lstm_hidden_size", "layers", "encoder", "net_arch", "square"],
+    ids=["memory_size", "lstm_hidden_size", "layers", "encoder", "net_arch", "square", "critic's extractor"],
 )
 @pytest.mark.parametrize("algorithm", [RecurrentPPO, S2PG])
 def test_a_file_that_describes_a_huge_memory_is_refused(algorithm, change, tmp_path):
@@ -478,10 +479,15 @@ def test_a_critic_may_be_shown_more_than_the_actor():
             state = np.array([self.x, self.velocity, self.time], np.float32).clip(-5, 5)
             return {"observation": state, "critic": state[:2]}
 
-    agent = RecurrentPPO("MlpLstmPolicy", Told, n_steps=16, batch_size=16, memory_size=4, seed=0, device="cpu").learn(32)
+    sizes = {"n_steps": 16, "batch_size": 16, "chunk_length": 4, "memory_size": 4}
+    agent = RecurrentPPO("MlpLstmPolicy", Told, seed=0, device="cpu", **sizes).learn(32)
     assert not agent.policy.share_features_extractor
     assert agent.policy.lstm_actor.kernels[0].weight_ih.shape[1] == 3
     assert agent.policy.lstm_critic.kernels[0].weight_ih.shape[1] == 5
+    _, chunks = collected(agent)
+    of_critic = chunks.memory[0, 1:, agent.policy.state_sizes[0] :]
+    assert of_critic.abs().max() > 1e-3
+    torch.testing.assert_close(agent.refreshed(chunks).memory, chunks.memory, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------------- arguments
@@ -531,6 +537,10 @@ def test_chunks_must_fill_a_rollout_and_minibatches_be_whole_chunks():
         ({"policy_kwargs": {"n_lstm_layers": 0}}, "n_lstm_layers: expected a positive integer"),
         ({"policy_kwargs": {"cell": "rnn"}}, "cell: expected one of gru, lstm"),
         ({"policy_kwargs": {"shared_lstm": True}}, "shared_lstm=True needs enable_critic_lstm=False"),
+        (
+            {"policy_kwargs": {"critic_features_extractor_kwargs": {}, "share_features_extractor": True}},
+            "critic_features_extractor_kwargs is of a critic with a features extractor of its own",
+        ),
         ({"policy_kwargs": {"lstm_kwargs": {"dropout": 0.5}}}, "lstm_kwargs is not offered"),
         ({"policy_kwargs": {"hidden": 3}}, "policy_kwargs: RecurrentPolicy refuses them"),
         ({"clip_range_vf": 0}, "clip_range_vf"),

@@ -8,13 +8,15 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import CombinedExtractor
 
 import rlopt.collector
-from rlopt import ALGORITHMS, HARPG, NPGIGT, PPO, S2PG
+from rlopt import ALGORITHMS, HARPG, NPGIGT, PPO, REBEL, S2PG, RecurrentPPO
 from rlopt.agents.s2pg import StatefulBatch
 from rlopt.envs.memory import MEMORY, OBSERVATION, PREVIOUS_ACTION, MemoryState
 from rlopt.envs.normalize import ObservationNormalizer
-from rlopt.estimators import approximate_kl, clipped_surrogate, log_ratio
+from rlopt.estimators import approx_kl, approximate_kl, clipped_surrogate, log_ratio
+from rlopt.evaluation import evaluate
 from rlopt.policies.distributions import draw_noise
 from rlopt.policies.stateful import JointDistribution
 from rlopt.rollout import map_observations
@@ -340,6 +342,35 @@ def test_metrics_speak_of_action_and_memory_separately():
     assert float(metrics["memory_std"]) == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.parametrize(("algorithm", "mode"), [(PPO, {}), (REBEL, {}), (REBEL, {"mode": "trajectory"})])
+@pytest.mark.filterwarnings("ignore:batch_size")
+def test_agents_of_one_ratio_tell_how_far_action_and_memory_moved_each(algorithm, mode, monkeypatch):
+    grouped = {"num_groups": 2, "group_size": 2, "n_envs": 4} if mode else {}
+    agent = make(algorithm, "box", learning_rate=1e-2, target_kl=None, **mode, **grouped)
+    name = "episodes" if mode else "steps"
+    given = (4, None) if mode else (24,)
+    rollout = getattr(agent.collector, name)(agent.state.theta, *given)
+    monkeypatch.setattr(agent.collector, name, lambda *_: rollout)
+    state, metrics = agent.step(agent.state, agent.collector)
+    valid = rollout.valid_rows()
+    flat = map_observations(lambda x: x.flatten(0, 1)[valid], rollout.observations)
+    actions = rollout.actions.flatten(0, 1)[valid]
+    with torch.no_grad():
+        both = [agent.functional.bind(theta).actor(flat).log_probs(actions) for theta in (agent.state.theta, state.theta)]
+    kl = approximate_kl if algorithm is PPO else approx_kl
+    for index, name in enumerate(("action", "memory")):
+        log_ratio = both[1][index] - both[0][index]
+        assert float(kl(log_ratio)) > 1e-5
+        torch.testing.assert_close(metrics[f"approx_kl_{name}"], kl(log_ratio))
+        if algorithm is PPO:
+            beyond = (log_ratio.expm1().abs() > 0.2).float().mean()
+            torch.testing.assert_close(metrics[f"clip_fraction_{name}"], beyond)
+    std = agent.functional.bind(state.theta).policy.memory_log_std.detach().exp().mean()
+    assert float(metrics["memory_std"]) == pytest.approx(float(std))
+    plain = algorithm("MlpPolicy", lambda: Walk(actions="box"), n_steps=24, batch_size=24, n_envs=4, device="cpu", **mode)
+    assert not {"approx_kl_action", "approx_kl_memory", "memory_std"} & plain.step(plain.state, plain.collector)[1].keys()
+
+
 # ------------------------------------------------------------------ prediction with a state
 
 
@@ -508,11 +539,26 @@ def test_starts_of_other_rows_are_refused(starts):
 
 def test_the_initial_state_is_that_of_an_episode():
     agent = make(S2PG, "multi", cell="lstm")
+    assert [array.shape for array in agent.initial_state()] == [(1, 6), (1, 5)]
     state = agent.initial_state(3)
     assert [array.shape for array in state] == [(3, 6), (3, 5)]
     assert PPO("MlpPolicy", Walk()).initial_state(3) is None
     first, second = (agent.predict(observations_of(3)[0], s, deterministic=True)[0] for s in (None, state))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("algorithm", [S2PG, RecurrentPPO])
+def test_an_agent_from_a_file_knows_its_initial_state_and_one_that_never_had_an_environment_says_so(algorithm, tmp_path):
+    agent = algorithm("MlpPolicy", Walk(), n_steps=16, batch_size=16, device="cpu", memory_size=3)
+    agent.save(tmp_path / "agent")
+    state, loaded = agent.initial_state(2), algorithm.load(tmp_path / "agent").initial_state(2)
+    assert [array.shape for array in loaded] == [array.shape for array in state]
+    nowhere = algorithm("MlpPolicy", n_steps=16, batch_size=16, device="cpu", memory_size=3)
+    for call in (nowhere.initial_state, lambda: nowhere.predict(np.zeros(3, np.float32))):
+        with pytest.raises(ValueError, match=r"^agent: it has no environment yet.*call set_env\(env\) first"):
+            call()
+    nowhere.set_env(Walk())
+    assert [array.shape for array in nowhere.initial_state(2)] == [array.shape for array in state]
 
 
 def test_sb3s_evaluation_passes_the_state_on():
@@ -559,6 +605,150 @@ def test_what_only_the_critic_sees_does_not_change_what_is_done(algorithm, tmp_p
     agent.save(tmp_path / "agent")
     again = algorithm.load(tmp_path / "agent").predict(first, agent.initial_state(5), deterministic=True)
     np.testing.assert_array_equal(again[0], here[0])
+
+
+class Divided(Walk):
+    """Two entries for the actor and two for the critic, one of them nested."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        critic = spaces.Dict({"time": spaces.Discrete(50), "x": spaces.Box(-5, 5, (1,), np.float64)})
+        self.observation_space = spaces.Dict(
+            {"position": spaces.Box(-5, 5, (2,), np.float32), "room": spaces.Discrete(3, start=1), "critic": critic}
+        )
+
+
+class Camera(Walk):
+    """An image for the actor, a vector for the critic."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Dict(
+            {"observation": OBSERVATION_SPACES["image"], "critic/a": spaces.Box(-5, 5, (2,)), "critic/b": spaces.Discrete(3)}
+        )
+
+
+class Pair(Walk):
+    """A tuple for the actor."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Dict({"observation": OBSERVATION_SPACES["tuple"], "critic": spaces.Box(-5, 5, (2,))})
+
+
+class Arm(Walk):
+    """A Dict for the actor at "observation"."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Dict({"observation": OBSERVATION_SPACES["nested"], "critic": spaces.Box(-5, 5, (2,))})
+
+
+SMALL_ROLLOUTS = {"n_envs": 2, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0, "device": "cpu", "memory_size": 3}
+SHOWING = {"plain": Informed, "divided": Divided, "camera": Camera, "pair": Pair, "arm": Arm}
+READERS = {"plain": "MlpPolicy", "camera": "CnnPolicy", "divided": "MultiInputPolicy", "pair": "MultiInputPolicy"}
+
+
+def shown_to_the_critic(kind, algorithm=S2PG, **kwargs):
+    """An agent that was trained with entries for the critic, its weights moved."""
+    policy_kwargs = {"net_arch": [8]} | ({"features_extractor_kwargs": {"features_dim": 8}} if kind == "camera" else {})
+    memory = {} if algorithm is RecurrentPPO else {"memory": "s2pg"}
+    return moved(
+        algorithm(
+            READERS.get(kind, "MultiInputPolicy"),
+            SHOWING[kind],
+            policy_kwargs=policy_kwargs,
+            **{**SMALL_ROLLOUTS, **memory, **kwargs},
+        ).learn(32)
+    )
+
+
+def some_of(agent, num):
+    """Observations [num, *obs] as the environment gives them."""
+    agent.observation_space.seed(0)
+    samples = [agent.encoder(agent.observation_space.sample()) for _ in range(num)]
+    return agent.encoder.decode({key: np.stack([sample[key] for sample in samples]) for key in samples[0]})
+
+
+def at(observations, row):
+    """One of a batch."""
+    if isinstance(observations, dict):
+        return {key: at(value, row) for key, value in observations.items()}
+    return tuple(at(value, row) for value in observations) if isinstance(observations, tuple) else observations[row]
+
+
+@pytest.mark.parametrize("algorithm", [S2PG, PPO, RecurrentPPO])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", SHOWING)
+def test_an_actor_acts_alike_where_nobody_shows_what_the_critic_saw(kind, normalize, algorithm):
+    if normalize and kind == "camera":
+        pytest.skip("an image is not normalised")
+    agent = shown_to_the_critic(kind, algorithm, normalize_observations=normalize)
+    whole = some_of(agent, 5)
+    visible = {key: value for key, value in whole.items() if not key.startswith("critic")}
+    partly = {**visible, **({"critic/a": whole["critic/a"]} if kind == "camera" else {})}
+    bare = [] if kind == "divided" else [visible["observation"]]
+    ours = sum(agent.policy.state_sizes[:1]) if algorithm is RecurrentPPO else 3
+    for batch in (visible, partly, *bare):
+        for deterministic in (True, False):
+            state = agent.initial_state(5)._replace(memory=np.full((5, agent.policy.action_space.memory_size), 0.3, np.float32))
+            agent.generators["prediction"].manual_seed(0)
+            expected, after = agent.predict(whole, state, deterministic=deterministic)
+            agent.generators["prediction"].manual_seed(0)
+            actions, following = agent.predict(batch, state, deterministic=deterministic)
+            np.testing.assert_array_equal(actions, expected)
+            np.testing.assert_array_equal(following.memory[:, :ours], after.memory[:, :ours])
+            np.testing.assert_array_equal(following.memory[:, ours:], state.memory[:, ours:])  # a critic's own stays
+            np.testing.assert_array_equal(following.previous_action, after.previous_action)
+        one, _ = agent.predict(at(batch, 2), MemoryState(*(array[2:3] for array in state)), deterministic=True)
+        assert one.shape == ()
+        assert one == agent.predict(whole, state, deterministic=True)[0][2]
+
+
+def test_an_entry_that_the_actor_needs_may_not_be_missing():
+    agent = shown_to_the_critic("divided")
+    whole = some_of(agent, 2)
+    for missing in ("position", "room"):
+        for kept in (True, False):
+            seen = {key: value for key, value in whole.items() if key != missing and (kept or key != "critic")}
+            with pytest.raises(ValueError, match=rf"^observation: the actor reads .*, of which \['{missing}'\] is missing"):
+                agent.predict(seen, agent.initial_state(2))
+    with pytest.raises(ValueError, match=r"^observation: expected Dict\('critic'.*, or a batch of that"):
+        agent.predict(whole["position"], agent.initial_state(2))
+    plain = shown_to_the_critic("plain")
+    with pytest.raises(ValueError, match=r"^observation: the actor reads .*, of which \['observation'\] is missing"):
+        plain.predict({"critic": np.zeros(2, np.float32)}, plain.initial_state())
+    with pytest.raises(ValueError, match=r"^observation: expected Dict\('observation'"):
+        plain.predict(np.zeros(4, np.float32), plain.initial_state())
+    with pytest.raises(ValueError, match=r"^observation: got a tuple.*Gymnasium's reset"):
+        plain.predict((np.zeros(3, np.float32), {}), plain.initial_state())
+
+
+def test_an_agent_without_memory_reads_what_is_named_after_the_critic_and_needs_it():
+    agent = PPO("MultiInputPolicy", Informed, n_envs=2, n_steps=16, batch_size=16, seed=0, device="cpu")
+    with pytest.raises(ValueError, match=r"^observation: expected Dict\('critic'"):
+        agent.predict({"observation": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"^env: the observation space of"):
+        evaluate(agent, Walk, 2)
+
+
+@pytest.mark.parametrize("algorithm", [S2PG, RecurrentPPO])
+def test_evaluation_needs_no_environment_that_shows_the_critic_more(algorithm):
+    agent = shown_to_the_critic("plain", algorithm, normalize_observations=True)
+    assert evaluate(agent, Informed, 4, seed=1) == evaluate(agent, Walk, 4, seed=1)
+    with pytest.raises(ValueError, match=r"^env: the observation space of"):
+        evaluate(agent, lambda: Walk("matrix"), 4)
+    with pytest.raises(ValueError, match=r"^env: its observation space"):  # to train takes the whole of it
+        agent.set_env(Walk)
+
+
+def test_a_file_keeps_the_critics_extractor(tmp_path):
+    kwargs = {"critic_features_extractor_class": CombinedExtractor, "critic_features_extractor_kwargs": {"cnn_output_dim": 4}}
+    agent = make(env=Informed, policy_kwargs=kwargs)
+    agent.save(tmp_path / "agent")
+    loaded = S2PG.load(tmp_path / "agent")
+    assert loaded.policy_kwargs == agent.policy_kwargs
+    assert torch.equal(loaded.state.theta, agent.state.theta)
 
 
 def test_a_file_with_a_critic_that_sees_much_more_can_be_loaded(tmp_path):

@@ -160,7 +160,7 @@ def test_attributes_and_methods_of_single_environments_are_reached() -> None:
 
 
 def test_a_native_implementation_has_one_object_for_all_attributes() -> None:
-    envs = make_envs("CartPole-v1", num_envs=3)
+    envs = make_envs(gym.make_vec("CartPole-v1", 3, "vector_entry_point"))
     assert isinstance(envs, GymnasiumEnvironments)
     assert envs.get_attr("gravity", [0, 1, 2]) == [9.8] * 3
     envs.close()

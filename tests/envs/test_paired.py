@@ -255,7 +255,7 @@ def test_members_that_begin_differently_later_are_an_error() -> None:
 
 def test_environments_that_cannot_be_seeded_one_by_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"under NEXT_STEP autoreset.*AutoresetMode.DISABLED"):
-        Paired(make_envs("CartPole-v1", 4, backend="native"), 2)
+        Paired(make_envs("CartPoleNoVel-v1", 4, backend="native"), 2)
     with pytest.raises(ValueError, match="under SAME_STEP autoreset"):
         Paired(make_envs(SyncVectorEnv([Walk] * 2, autoreset_mode=AutoresetMode.SAME_STEP)), 2)
     with pytest.raises(ValueError, match="under NEXT_STEP autoreset"):
@@ -305,13 +305,18 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 def test_ids_are_made_so_that_they_can_be_seeded() -> None:
     """Gymnasium's own vector implementation where that is possible, else single environments."""
-    for env_id, kind in (("rlopt/RandomMDP-v0", "Gymnasium"), ("CartPole-v1", "Sync"), ("rlopt/Queues-v0", "Sync")):
+    for env_id, kind in (
+        ("rlopt/RandomMDP-v0", "Gymnasium"),
+        ("CartPole-v1", "Gymnasium"),
+        ("CartPoleNoVel-v1", "Sync"),
+        ("rlopt/Queues-v0", "Sync"),
+    ):
         envs = paired_envs(env_id, 2, SIZE)
         assert (envs.num_envs, envs.group_size) == (2 * SIZE, SIZE)
         assert type(envs.envs).__name__.startswith(kind)
         envs.close()
     with pytest.raises(ValueError, match="NEXT_STEP"):
-        paired_envs("CartPole-v1", 2, 2, backend="native")
+        paired_envs("CartPoleNoVel-v1", 2, 2, backend="native")
     with pytest.raises(ValueError, match="num_groups"):
         paired_envs("CartPole-v1", 0, 2)
 

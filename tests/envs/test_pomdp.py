@@ -131,7 +131,7 @@ def test_a_masked_task_passes_gymnasiums_checks_and_can_be_made_from_its_specifi
 
 
 def test_many_cart_poles_are_gymnasiums_native_ones() -> None:
-    envs, original = make_envs("CartPoleNoVel-v1", 8), make_envs("CartPole-v1", 8)
+    envs, original = make_envs("CartPoleNoVel-v1", 8), make_envs(gym.make_vec("CartPole-v1", 8, "vector_entry_point"))
     assert isinstance(envs, GymnasiumEnvironments)
     assert isinstance(envs.env, HideVelocityVector)
     assert (envs.num_envs, envs.name, envs.mode) == (8, "CartPoleNoVel-v1", AutoresetMode.NEXT_STEP)

@@ -276,12 +276,14 @@ def test_other_wrappers_go_around_and_inside() -> None:
     ("kwargs", "message"),
     [
         ({"weights": [0.5, 0.5]}, r"weights: expected 3 numbers, one an objective, got shape \(2,\)"),
-        ({"weights": [0.5, 0.6, 0.1]}, "weights: expected non-negative numbers with sum 1, got"),
-        ({"weights": [1.5, -0.5, 0.0]}, "weights: expected non-negative numbers with sum 1, got"),
-        ({"weights": [np.nan, 0.5, 0.5]}, "weights: expected non-negative numbers with sum 1, got"),
+        ({"weights": [0.5, 0.6, 0.1]}, "weights: expected weights that sum to one, got 1.2"),
+        ({"weights": [1.5, -0.5, 0.0]}, "weights: expected weights that are finite and not negative, got -0.5"),
+        ({"weights": [np.nan, 0.5, 0.5]}, "weights: expected weights that are finite and not negative, got nan"),
+        ({"weights": [[0.2, 0.3, 0.5]]}, r"weights: expected 3 numbers, one an objective, got shape \(1, 3\)"),
+        ({"weights": "abc"}, r"weights: expected numbers \[..., K\], got 'abc'"),
         ({"concentration": 0.0}, "concentration: expected positive numbers, got 0.0"),
         ({"concentration": [1.0, 2.0]}, r"concentration: expected a number or 3 of them, got shape \(2,\)"),
-        ({"num_objectives": 2}, "num_objectives: .* pays 3 rewards, got 2"),
+        ({"num_objectives": 2}, "env: it pays 3 rewards a step, and num_objectives is 2"),
         ({"num_objectives": 1}, "num_objectives: expected an integer of at least 2, got 1"),
     ],
 )

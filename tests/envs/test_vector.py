@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlopt import PPO, make_envs
+from rlopt.envs.classic_control import ClassicControlVectorEnv
 from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
 from rlopt.envs.parallel import AsyncEnvironments
 from rlopt.envs.sb3_vector import SB3Environments
@@ -29,17 +30,22 @@ def cartpole() -> gym.Env:
 
 def test_an_id_gives_one_environment_or_many() -> None:
     assert isinstance(make_envs("CartPole-v1"), SyncEnvironments)
-    envs = make_envs("Acrobot-v1", num_envs=3)
+    envs = make_envs("FrozenLake-v1", num_envs=3)
     assert isinstance(envs, SyncEnvironments)
-    assert (envs.num_envs, envs.name) == (3, "Acrobot-v1")
+    assert (envs.num_envs, envs.name) == (3, "FrozenLake-v1")
 
 
 def test_many_of_an_id_with_a_native_implementation_use_it() -> None:
     envs = make_envs("CartPole-v1", num_envs=3)
     assert isinstance(envs, GymnasiumEnvironments)
-    assert (envs.num_envs, envs.name, envs.resets_on_next_step) == (3, "CartPole-v1", True)
+    assert (envs.num_envs, envs.name, envs.resets_on_next_step) == (3, "CartPole-v1", False)
+    assert isinstance(envs.env, ClassicControlVectorEnv)
     assert isinstance(make_envs("CartPole-v1", backend="native"), GymnasiumEnvironments)
     assert isinstance(make_envs("CartPole-v1", num_envs=3, backend="sync"), SyncEnvironments)
+    assert isinstance(make_envs("Pendulum-v1", num_envs=3, env_kwargs={"g": 9.81}), SyncEnvironments)
+    registered = make_envs("CartPole-v1", num_envs=3, env_kwargs={"sutton_barto_reward": True})
+    assert isinstance(registered, GymnasiumEnvironments)  # Gymnasium's own takes arguments
+    assert registered.resets_on_next_step
 
 
 def test_an_id_may_run_in_worker_processes() -> None:
@@ -129,7 +135,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "unknown backend": ("CartPole-v1", {"backend": "ray"}, r"backend: expected one of auto, sync, .*got 'ray'"),
     "no environments": ("CartPole-v1", {"num_envs": 0}, r"num_envs: expected a positive integer, got 0"),
     "half an environment": ("CartPole-v1", {"num_envs": 1.5}, r"num_envs: expected a positive integer, got 1.5"),
-    "no native implementation": ("Acrobot-v1", {"backend": "native"}, r"backend: Acrobot-v1 has no native"),
+    "no native implementation": ("FrozenLake-v1", {"backend": "native"}, r"backend: FrozenLake-v1 has no native"),
+    "native with arguments": (
+        "Pendulum-v1",
+        {"backend": "native", "env_kwargs": {"g": 9.81}},
+        r"backend: Pendulum-v1 has no native .* with these env_kwargs",
+    ),
     "native callable": (cartpole, {"backend": "native"}, r"backend: 'native' needs an environment id"),
     "envpool callable": (cartpole, {"backend": "envpool"}, r"backend: 'envpool' needs an environment id"),
     "arguments for a callable": (cartpole, {"env_kwargs": {"a": 1}}, r"env_kwargs: only an environment given by its id"),

@@ -85,7 +85,6 @@ ESTIMATORS |= {
         torch.tanh(x.rows[0].view(3, 2, 2) - x.rows[0].view(3, 2, 2).transpose(1, 2))
     ),
     "rebel_advantage_loss": lambda x: estimators.rebel_advantage_loss(*x.rows[:3], 0.2),
-    "rebel_advantage_slope": lambda x: estimators.rebel_advantage_slope(*x.rows[:3], 0.2),
     "rebel_all_actions_loss": lambda x: estimators.rebel_all_actions_loss(
         *(row.view(4, 3).log_softmax(-1) for row in x.rows[:2]), x.rows[2].view(4, 3), 0.2
     ),

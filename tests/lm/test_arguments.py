@@ -34,6 +34,14 @@ from rlopt.lm import REBELConfig
         ({"missing_eos_score": float("nan")}, "missing_eos_score: expected a number"),
         ({"offline_score_column": "s"}, "offline_score_column: expected offline_column"),
         ({"anchor": "start"}, "anchor: expected one of"),
+        ({"eta": float("inf")}, "eta: expected a positive number, got inf"),
+        ({"eta": 2.0, "beta": 1.0}, "eta: expected eta \\* beta below 2 .* got 2; kl_mode='prox' has no such limit"),
+        ({"top_p": 0.0}, "top_p: expected a positive number"),
+        ({"generation_kwargs": {"temperature": 0.5}}, "generation_kwargs: expected it without 'temperature'"),
+        ({"generation_kwargs": {"max_new_tokens": 5}}, "decided by max_completion_length"),
+        ({"sync_ref_model": True, "beta": 0.0}, "sync_ref_model: expected beta > 0"),
+        ({"sync_ref_model": True, "ref_model_mixup_alpha": 1.5}, "ref_model_mixup_alpha: expected"),
+        ({"ref_model_sync_steps": 0}, "ref_model_sync_steps: expected a positive integer"),
     ],
 )
 def test_what_cannot_work_is_refused(given, message):

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from rlopt.lm.examples import digits, smollm2
+from rlopt.lm.examples import bandit, digits, smollm2
 from rlopt.lm.examples.count import count_trainer, exact_reward, run_count
 from rlopt.lm.examples.digits import accuracy, digits_trainer
 from tests.lm.small_models import gpt2, tokenizer
@@ -80,6 +80,27 @@ def test_random_rewards_teach_no_digits(tmp_path):
     assert accuracy(trainer.model) < before + 0.05
 
 
+def test_a_bandit_begins_at_its_closed_form(tmp_path):
+    trainer, table = bandit.bandit_trainer(0, output_dir=str(tmp_path)), bandit.reward_table(0)
+    torch.testing.assert_close(bandit.policy_rewards(trainer.model, table), bandit.exact_rewards(table, 0))
+    torch.testing.assert_close(bandit.exact_rewards(table, 0), table.mean(1))
+    sampled = trainer.sample(trainer.train_dataset, trainer.generators["sampling"])
+    torch.testing.assert_close(trainer.score(sampled).total, table.flatten())
+
+
+@pytest.mark.slow
+def test_the_bandit_gate(tmp_path):
+    """T2 with every answer once: each prompt's expected reward, and half of η for the negative control."""
+    deviations = []
+    for eta in (bandit.ETA, bandit.ETA / 2):
+        trainer, table = bandit.bandit_trainer(0, output_dir=str(tmp_path)), bandit.reward_table(0)
+        trainer.args = replace(trainer.args, eta=eta)
+        assert trainer.iterate()["explained"] > 0.995
+        measured = bandit.policy_rewards(trainer.model, table)
+        deviations.append(float((measured - bandit.exact_rewards(table, 1)).abs().max()))
+    assert deviations[0] <= 0.02 < 0.05 < deviations[1]
+
+
 def test_words_with_capitals_are_counted():
     assert smollm2.capitals(["The Sky is blue 7", "", "12 3"]) == [0.5, 0.0, 0.0]
 
@@ -117,7 +138,9 @@ def test_the_script_trains_on_a_users_model_data_and_reward(tmp_path, monkeypatc
     )
     monkeypatch.chdir(tmp_path)
     given = ("--model", "model", "--dataset", "rows.jsonl", "--reward", "my_rewards:agrees", "--max-completion-length", 3)
+    given = (*given, "--eval-dataset", "rows.jsonl", "--eval-steps", 2)
     run(monkeypatch, *given, "--max-iterations", 2, "--output-dir", "out", "--no-progress-bar", "--device", "cpu")
+    assert "eval/reward" in (tmp_path / "out" / "logs" / "progress.csv").read_text()
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -127,6 +150,15 @@ def test_the_script_explains_itself(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "--num-generations" in said
     assert "module:function" in said
+
+
+def test_the_script_refuses_settings_that_an_example_would_ignore(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--example", "count", "--learning-rate", 0.1)
+    assert "--learning-rate: --example count decides it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--example", "digits", "--lora-r", 8)
+    assert "--lora-r: --example digits decides it" in capsys.readouterr().err
 
 
 def test_the_script_refuses_half_a_command(monkeypatch, capsys):

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from rlopt.lm import RewardModel
@@ -79,6 +80,20 @@ def test_what_a_function_does_wrong_is_named(answer, message):
         score([bad], None, ASKED)
 
 
+def test_a_function_that_asks_for_what_is_not_there_is_named():
+    def picky(completions, bonsu, scale=1.0):
+        return []
+
+    with pytest.raises(ValueError, match=r"picky asks for 'bonsu', expected one of prompts, .*; did you mean 'bonus'"):
+        score([picky], None, ASKED)
+
+    def compared(prompts, completions, others, bonsu):
+        return []
+
+    with pytest.raises(ValueError, match="compared asks for 'bonsu'"):
+        compare(compared, ASKED, 2)
+
+
 def test_functions_are_functions_and_weights_are_as_many():
     with pytest.raises(ValueError, match="reward_funcs: expected a function"):
         as_reward_functions([3])
@@ -102,6 +117,26 @@ def test_a_classifier_is_a_reward_function_and_padding_does_not_change_its_score
     assert len(set(together)) == 3
     with pytest.raises(ValueError, match="got no tokenizer"):
         RewardModel(model)
+
+
+def test_a_classifier_reads_texts_and_conversations_alone():
+    class Echo(torch.nn.Module):
+        """Its score is the number of tokens, first ones of a sequence among them."""
+
+        config = GPT2Config(num_labels=1)
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask, **kwargs):
+            return type("Output", (), {"logits": attention_mask.sum(1, keepdim=True).float()})
+
+    words = tokenizer(bos_token="<s>")
+    words._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 8)])
+    reward = RewardModel(Echo(), words)
+    talk, answer = [{"role": "user", "content": "say yes"}], [{"role": "assistant", "content": "yes"}]
+    assert reward(["say "], ["yes no"]) == [4.0]
+    assert reward([talk], [answer]) == [7.0]  # "<s> user say yes", "<s> assistant yes": the template's, and no more
+    with pytest.raises(ValueError, match=r"Echo expected texts or conversations, got the prompt \[1, 2\]"):
+        reward([[1, 2]], [[3]])
 
 
 def test_comparisons_ask_every_pair_of_a_group_once():

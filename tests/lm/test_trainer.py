@@ -358,9 +358,10 @@ def test_eta_follows_the_spread_of_rewards(tmp_path, mode, expected):
     variance = torch.tensor(lowest(sampled.asked.completion_ids)).view(-1, 2).var(1).mean()
     eta = {"kappa": 0.5 / variance.sqrt(), "kl": (0.04 / variance).sqrt()}[expected]
     made.state.position = 0
-    assert float(made._eta(made.score(sampled).total)) == pytest.approx(float(eta), rel=1e-5)
+    every = torch.ones(8, dtype=torch.bool)
+    assert float(made._eta(made.score(sampled).total, every)) == pytest.approx(float(eta), rel=1e-5)
     capped = trainer(tmp_path, eta_mode=mode, eta=1e3, kl_target=1e6, beta=0.5, max_grad_norm=None)
-    assert float(capped._eta(capped.score(sampled).total)) == pytest.approx(2.0)
+    assert float(capped._eta(capped.score(sampled).total, every)) == pytest.approx(2.0)
 
 
 def test_a_regression_that_is_never_solved_is_warned_of(tmp_path):
@@ -380,3 +381,58 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         trainer(tmp_path, max_completion_length=31).iterate()
     with pytest.raises(ValueError, match="end token"):
         trainer(tmp_path, gpt2(end_id=None))
+
+
+def test_what_is_wrong_with_data_is_said_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match="eval_steps: expected None without a data set to evaluate with, got 2"):
+        trainer(tmp_path, eval_steps=2)
+    with pytest.raises(ValueError, match="train_dataset: a column 'completions' would hide"):
+        trainer(tmp_path, dataset=[{"prompt": [1], "completions": "x"}])
+    with pytest.raises(ValueError, match="train_dataset: expected rows, got the splits train, test; pass one of them"):
+        trainer(tmp_path, dataset={"train": PROMPTS, "test": PROMPTS})
+    with pytest.raises(ValueError, match=r"train_dataset: expected a sequence of rows .* got generator"):
+        trainer(tmp_path, dataset=(row for row in PROMPTS))
+    long = trainer(tmp_path, dataset=[{"prompt": [1], "answer": [2] * 40}], offline_column="answer")
+    with pytest.raises(ValueError, match="offline_column: expected prompt and completion within the model's 32 positions"):
+        long.iterate()
+
+
+def test_columns_that_some_rows_lack_are_none(tmp_path):
+    seen = []
+
+    def reward(completions, hint):
+        seen.extend(hint)
+        return [0.0, 1.0] * (len(completions) // 2)
+
+    trainer(tmp_path, reward=reward, dataset=[{"prompt": [1]}, {"prompt": [2], "hint": "x"}]).iterate()
+    assert set(seen) == {None, "x"}
+
+
+def test_a_sampler_of_another_form_is_named(tmp_path):
+    made = trainer(tmp_path, sampler=lambda model, ids, *rest: ids[:2])
+    with pytest.raises(ValueError, match=r"sampler: expected completion ids \[8, L\], got shape \(2, "):
+        made.iterate()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_and_keeps_the_model(tmp_path):
+    made = trainer(tmp_path, num_iterations=1)
+    made.model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * torch.nan)
+    before = weights(made.model)
+    with pytest.raises(FloatingPointError, match="gradient's norm is nan; the parameters are those before the step"):
+        made.train()
+    assert torch.equal(weights(made.model), before)
+
+
+def test_a_run_that_goes_on_keeps_the_lines_that_it_has_written(tmp_path):
+    trainer(tmp_path, save_steps=2, callbacks=[lambda t, m: t.state.iteration < 2]).train()
+    trainer(tmp_path).train(resume_from_checkpoint=True)
+    lines = [(tmp_path / "logs" / name).read_text().splitlines() for name in ("progress.csv", "progress-2.csv")]
+    assert [len(rows) for rows in lines] == [3, 3]
+
+
+def test_an_evaluation_warns_of_nothing_again(tmp_path):
+    with pytest.warns(UserWarning, match="above 1"):
+        args = settings(tmp_path, eta=1.5, beta=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        REBELTrainer(gpt2(), lowest, args, PROMPTS, PROMPTS[:2]).evaluate()

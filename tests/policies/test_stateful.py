@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 from torch.distributions import (
     Bernoulli,
@@ -25,6 +26,7 @@ from rlopt.policies.stateful import (
     JointDistribution,
     StatefulActorCritic,
     StatefulPolicy,
+    actor_spaces,
     as_actor_critic,
     make_stateful_policy,
     readable_spaces,
@@ -274,6 +276,110 @@ def test_spaces_are_divided_between_actor_and_critic():
     assert readable_spaces(space) == (BOX, space)
     with pytest.raises(ValueError, match=r"^observation space: every entry is the critic's \(\['critic'\]\)"):
         readable_spaces(spaces.Dict({"critic": BOX}))
+
+
+@pytest.mark.parametrize("name", PRIVILEGED)
+def test_an_actor_can_act_in_spaces_without_what_is_meant_for_the_critic(name):
+    space, _, keys = PRIVILEGED[name]
+    visible = {key: sub for key, sub in space.spaces.items() if key not in keys}
+    bare = [visible["observation"]] if name != "several" else []
+    assert actor_spaces(space) == [spaces.Dict(visible), *bare]
+    assert actor_spaces(visible.get("observation", BOX)) == actor_spaces(spaces.Dict(visible)) == []
+    nested = spaces.Dict({"observation": spaces.Dict({"arm": BOX}), "critic": spaces.Dict({"goal": BOX})})
+    assert actor_spaces(nested) == [spaces.Dict({"observation": nested["observation"]}), nested["observation"]]
+
+
+# ------------------------------------------------------------------ features extractors of actor and critic
+
+
+class Narrow(BaseFeaturesExtractor):
+    """The first `width` numbers of all entries."""
+
+    def __init__(self, space, width=2):
+        super().__init__(space, width)
+
+    def forward(self, observations):
+        read = torch.cat(list(observations.values()), -1) if isinstance(observations, dict) else observations
+        return read[:, : self.features_dim]
+
+
+def extractors_of(name, **kwargs):
+    """Class and width of φ and φ_v."""
+    space, alias, _ = PRIVILEGED[name]
+    policy = policy_of("box", space, alias=alias, moved=0.0, **kwargs)
+    rows = rows_of(policy)
+    as_actor_critic(policy)(rows)
+    return [(type(part), part.features_dim) for part in (policy.pi_features_extractor, policy.vf_features_extractor)]
+
+
+CAMERA_EXTRACTORS = {
+    "nothing": ({}, (NatureCNN, 512), (CombinedExtractor, 256 + 5)),
+    "the actor's arguments": ({"features_extractor_kwargs": {"features_dim": 8}}, (NatureCNN, 8), (CombinedExtractor, 256 + 5)),
+    "the critic's arguments": (
+        {"critic_features_extractor_kwargs": {"cnn_output_dim": 9}},
+        (NatureCNN, 512),
+        (CombinedExtractor, 9 + 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("given", CAMERA_EXTRACTORS)
+def test_arguments_of_the_actors_extractor_are_not_those_of_a_critic_that_combines(given):
+    kwargs, of_actor, of_critic = CAMERA_EXTRACTORS[given]
+    assert extractors_of("camera", **kwargs) == [of_actor, of_critic]
+
+
+VECTOR_EXTRACTORS = {
+    "nothing": ({}, (FlattenExtractor, 3), (CombinedExtractor, 8)),
+    "the actor's class": (
+        {"features_extractor_class": Narrow, "features_extractor_kwargs": {"width": 1}},
+        (Narrow, 1),
+        (CombinedExtractor, 8),
+    ),
+    "the critic's class": ({"critic_features_extractor_class": Narrow}, (FlattenExtractor, 3), (Narrow, 2)),
+    "both classes": (
+        {
+            "features_extractor_class": Narrow,
+            "features_extractor_kwargs": {"width": 1},
+            "critic_features_extractor_class": Narrow,
+            "critic_features_extractor_kwargs": {"width": 4},
+        },
+        (Narrow, 1),
+        (Narrow, 4),
+    ),
+    "one class for both": (
+        {
+            "features_extractor_class": Narrow,
+            "features_extractor_kwargs": {"width": 1},
+            "critic_features_extractor_class": Narrow,
+        },
+        (Narrow, 1),
+        (Narrow, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("given", VECTOR_EXTRACTORS)
+def test_actor_and_critic_have_the_extractors_that_were_asked_for(given):
+    kwargs, of_actor, of_critic = VECTOR_EXTRACTORS[given]
+    assert extractors_of("plain", **kwargs) == [of_actor, of_critic]
+
+
+def test_a_class_for_the_actor_is_the_critics_where_both_read_a_dict():
+    kwargs = {"features_extractor_class": Narrow, "features_extractor_kwargs": {"width": 2}}
+    assert extractors_of("several", **kwargs) == [(Narrow, 2), (Narrow, 2)]
+
+
+def test_arguments_that_the_critics_extractor_does_not_take_are_refused():
+    with pytest.raises(ValueError, match=r"^policy_kwargs: StatefulPolicy refuses them: .*'depth'"):
+        extractors_of("plain", critic_features_extractor_kwargs={"depth": 3})
+
+
+def test_images_that_are_normalised_already_are_images_to_the_critic_too():
+    floats = spaces.Dict({"observation": spaces.Box(0, 1, (1, 36, 36)), "critic": spaces.Box(-1, 1, (5,))})
+    policy = policy_of("box", floats, alias="CnnPolicy", moved=0.0, normalize_images=False)
+    assert type(policy.pi_features_extractor) is NatureCNN
+    assert policy.vf_features_extractor.features_dim == 256 + 5
 
 
 # ------------------------------------------------------------------ first values

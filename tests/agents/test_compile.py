@@ -1,0 +1,149 @@
+"""The compiled update against the eager one."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from rlopt import PPO, REBEL, S2PG, compiled_descent
+from rlopt.agents.proximal import ProximalAgent
+
+SMALL = {"n_envs": 4, "n_steps": 40, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}  # 160 rows, 5 minibatches
+
+
+@pytest.fixture
+def as_written(monkeypatch):
+    """The function that is compiled, not compiled: its formulas in a hundredth of the time."""
+    monkeypatch.setattr(compiled_descent.torch, "compile", lambda function, **_: function)
+
+
+def largest_difference(make, num_steps=480):
+    """|θ_compiled − θ_eager| after the same training, and the two agents."""
+    agents = [make(compile=compile).learn(num_steps) for compile in (True, False)]
+    assert [agent.compiled for agent in agents] == [True, False]
+    return (agents[0].state.theta - agents[1].state.theta).abs().max(), agents
+
+
+@pytest.mark.filterwarnings("ignore:batch_size")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"ent_coef": 0.01, "clip_range_vf": 0.2, "learning_rate": "linear:1e-3", "clip_range": "linear:0.2"},
+        {"normalize_advantage": False, "value_clip": "maximum", "clip_range_vf": 0.1},
+        {"batch_size": 48},  # the last minibatch of an epoch is smaller: 16 rows
+        {"batch_size": 512},  # no whole minibatch
+        {"policy_kwargs": {"net_arch": [8], "activation_fn": torch.nn.ReLU}},
+    ],
+)
+def test_compiled_ppo_learns_what_eager_ppo_learns(as_written, arguments):
+    difference, agents = largest_difference(partial(PPO, "MlpPolicy", "CartPole-v1", **{**SMALL, **arguments}))
+    assert difference < 1e-5
+    moments = [agent.state.moments for agent in agents]
+    assert moments[0]["step"] == moments[1]["step"]
+
+
+def test_continuous_actions(as_written):
+    assert largest_difference(partial(PPO, "MlpPolicy", "Pendulum-v1", **SMALL))[0] < 1e-5
+
+
+@pytest.mark.parametrize("arguments", [{}, {"ratio": "joint"}, {"ratio": "action"}, {"cell": "lstm"}])
+def test_compiled_s2pg_learns_what_eager_s2pg_learns(as_written, arguments):
+    cell = {"policy_kwargs": {"cell": arguments.pop("cell")}} if "cell" in arguments else {}
+    make = partial(S2PG, "MlpPolicy", "CartPoleNoVel-v1", **SMALL, **arguments, **cell, memory_size=4)
+    difference, agents = largest_difference(make)
+    assert difference < 1e-5
+    assert agents[0].state.moments["step"] == agents[1].state.moments["step"]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_compiled_rebel_learns_what_eager_rebel_learns(as_written, env_id):
+    difference, agents = largest_difference(partial(REBEL, "MlpPolicy", env_id, **SMALL, ent_coef=0.01))
+    assert difference < 1e-5
+    assert agents[0].state.moments["step"] == agents[1].state.moments["step"]
+
+
+@pytest.mark.parametrize("arguments", [{"memory": "s2pg"}, {"policy_kwargs": {"squash_output": True}}])
+def test_rebel_without_a_closed_form_is_not_compiled(arguments):
+    agent = REBEL("MlpPolicy", "Pendulum-v1", compile=True, **SMALL, **arguments)
+    with pytest.raises(ValueError, match=r"compile: .* use False"):
+        agent.learn(160)
+
+
+def test_rebel_of_groups_is_not_compiled():
+    with pytest.raises(ValueError, match="compile: the update of groups"):
+        REBEL("MlpPolicy", "CartPole-v1", mode="trajectory", compile=True)
+
+
+def test_the_kl_target_stops_both_before_the_same_step(as_written):
+    """A compiled step that the target refuses must leave θ and both moments as they are."""
+    make = partial(PPO, "MlpPolicy", "CartPole-v1", **{**SMALL, "n_epochs": 20}, target_kl=0.002, learning_rate=3e-3)
+    difference, agents = largest_difference(make)
+    assert agents[0].state.num_updates == agents[1].state.num_updates < 20 * 3  # it did stop
+    assert agents[0].state.moments["step"] == agents[1].state.moments["step"]
+    assert difference < 1e-5
+
+
+def test_a_wrong_loss_is_seen(as_written, monkeypatch):
+    """The comparison can fail."""
+    right = PPO.loss
+
+    def without_entropy(self, *arguments):
+        loss, rows = right(self, *arguments)
+        return loss + self.ent_coef * rows.entropy.mean(), rows
+
+    monkeypatch.setattr(PPO, "loss", without_entropy)
+    assert largest_difference(partial(PPO, "MlpPolicy", "CartPole-v1", ent_coef=0.05, **SMALL))[0] > 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own modules
+def test_generated_code():
+    """Once with the compiler itself, which takes half a minute."""
+    make = partial(PPO, "MlpPolicy", "CartPole-v1", **SMALL, ent_coef=0.01)
+    assert largest_difference(make)[0] < 1e-5
+
+
+def test_auto_compiles_long_trainings_alone(as_written, capsys):
+    short = PPO("MlpPolicy", "CartPole-v1", **SMALL)
+    assert short.compile == "auto"
+    assert not short.learn(160).compiled
+    long = PPO("MlpPolicy", "CartPole-v1", **SMALL)
+    long._total_timesteps = 10_000_000
+    assert long.compile_seconds_saved > 0
+    assert long.compiled
+    long.verbose = 1
+    assert isinstance(long.compiled_descent, compiled_descent.CompiledDescent)
+    assert "predicted to save" in capsys.readouterr().out
+    wide = PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [512, 512]}, **SMALL)
+    wide._total_timesteps = 10_000_000
+    assert not wide.compiled
+
+
+def test_auto_leaves_alone_what_it_does_not_know():
+    class Own(torch.nn.Tanh):
+        pass
+
+    agent = PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": Own}, **SMALL)
+    agent._total_timesteps = 10_000_000
+    assert not agent.compiled
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs", [{"optimizer_class": torch.optim.RMSprop}, {"optimizer_kwargs": {"weight_decay": 0.1}}]
+)
+def test_another_optimiser_cannot_be_compiled(policy_kwargs):
+    agent = PPO("MlpPolicy", "CartPole-v1", policy_kwargs=policy_kwargs, compile=True, **SMALL)
+    with pytest.raises(ValueError, match=r"compile: .*Adam.*compile=False"):
+        agent.learn(160)
+
+
+def test_compile_must_be_one_of_three():
+    with pytest.raises(ValueError, match="compile"):
+        PPO("MlpPolicy", "CartPole-v1", compile="yes", **SMALL)
+
+
+def test_an_algorithm_without_a_compiled_form_says_so(monkeypatch):
+    monkeypatch.setattr(PPO, "compilable", False)
+    assert ProximalAgent.compilable is False
+    with pytest.raises(ValueError, match="compile: PPO has no compiled form"):
+        PPO("MlpPolicy", "CartPole-v1", compile=True, **SMALL)
