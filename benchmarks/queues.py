@@ -27,7 +27,7 @@ PICTURE = Path(__file__).parent.parent / "docs" / "images" / "queues.png"
 ENV = "rlopt/Queues-v0"
 SIZES = (6, 8, 12, 16)
 HORIZON, GAMMA = 500, 0.9999
-BUDGET, MARKS, EVALUATION_EPISODES = 8_000_000, 10, 256
+BUDGET, MARKS, EVALUATION_EPISODES = 2_000_000, 10, 256
 TUNING_SEEDS = (1000,)
 # f of a policy that serves at random and of one that serves the longest queue (5,000 episodes each), and the upper bound.
 REFERENCES = {
@@ -37,10 +37,10 @@ REFERENCES = {
     16: (-590.7, -537.1, -535.68),
 }
 SMALL = {"num_small": 8, "restart_every": 8, "step_size": 1.0}
-RADII = ("power:0.3:1/2", 0.1, 0.03)
+RADII = ("power:0.1:1/2", 0.1, 0.03)
 METHODS: dict[str, tuple[str, dict[str, Any], str, tuple[Any, ...]]] = {
     "MOPG, Adam": ("mopg", {"step_rule": "adam"}, "step_size", (0.001, 0.003, 0.01)),
-    "MOPG, normalised": ("mopg", {"step_rule": "normalized"}, "step_size", ("power:0.3:1/2", "power:1:1/2", 0.1)),
+    "MOPG, normalised": ("mopg", {"step_rule": "normalized"}, "step_size", ("power:0.3:1/2", 0.1, 0.03)),
     "MO-TSIVR-PG": ("mo-tsivr-pg", SMALL, "radius", RADII),
     "MO-TSIVR-PG, lagged": ("mo-tsivr-pg", {**SMALL, "batches": "lagged"}, "radius", RADII),
 }

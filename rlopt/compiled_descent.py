@@ -1,12 +1,16 @@
 """One minibatch as one compiled function: rows, loss, gradient, clip and Adam, in place on flat tensors.
 
 At this size a step of descent costs what it costs to call some eighty operations one by one; compiled, it costs the
-arithmetic. Compiling takes seconds, once for every shape, so that short trainings are better off without.
+arithmetic. Compiling takes seconds, once for every size of minibatch, so that short trainings are better off without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import inspect
+import os
+import shutil
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,16 +21,18 @@ from rlopt.rollout import map_observations
 
 Compile = Literal["auto"] | bool
 
-# Measured with 64 x 64 networks and minibatches of 64 to 1,024 rows (benchmarks/compiled_update.py). The prediction is
-# made of constants, not of the clock: whether a training is compiled must not depend on how busy a machine is, because
-# the two paths round differently.
+# With 64 x 64 networks, minibatches of 64 to 1,024 rows and two slow cores. The prediction is made of constants, not of the
+# clock: whether a training is compiled must not depend on how busy a machine is, because the two paths round differently.
 SECONDS_SAVED = 4e-4  # by a compiled step
 SECONDS_OF_COMPILING = 20.0
 MAX_PARAMETERS = 200_000  # above, arithmetic decides, which compiling leaves as it is
 
-Numbers = Sequence[Tensor]  # scalars that change from update to update: clip ranges, step lengths
+NEW_ENOUGH = hasattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe") and (
+    "isolate_recompiles" in inspect.signature(torch.compile).parameters
+)
+
 Loss = Callable[..., tuple[Tensor, Any]]
-"""(module, rows, *numbers) -> a loss, and a tuple of what is kept of the minibatch; a pure function of tensors."""
+"""(module, rows, coefficients) -> a loss, and a tuple of what is kept of the minibatch; a pure function of tensors."""
 
 
 class Taken(NamedTuple):
@@ -34,39 +40,50 @@ class Taken(NamedTuple):
 
     kept: Any  # the loss's second result
     grad_norm: Tensor  # before clipping, a scalar
-    taken: Tensor  # bool, a scalar: False if the step was refused
+    taken: Tensor  # bool, a scalar: False if the step was refused, which leaves θ and the moments as they are
+
+
+class Limits(NamedTuple):
+    """What bounds a step."""
+
+    grad_norm: Tensor  # the gradient is scaled down to this Euclidean norm
+    kl: Tensor  # beyond which `refuses` leaves the step out; infinite for none
 
 
 class CompiledDescent:
     """`Descent.step` of a loss, compiled with all that surrounds it.
 
-    Args:
-        descent: whose θ and moments are moved.
-        loss: see `Loss`; a change of what it closes over compiles anew.
-        max_grad_norm: the gradient is scaled down to this Euclidean norm.
-        refuses: says of what the loss kept whether the step is to be left out; None never does.
+    Numbers that may change go in with every call. Whatever else the loss depends on is frozen when it is compiled: the owner
+    keeps one `CompiledDescent` for each form of its loss.
 
-    Raises:
-        ValueError: `descent` has another optimiser than plain Adam.
+    Args:
+        descent: whose θ and moments are moved; its optimiser is `FlatAdam`.
+        loss: see `Loss`.
+        refuses: (kept, limit of the KL) -> whether the step is to be left out, a scalar; None never does.
     """
 
-    def __init__(self, descent: Descent, loss: Loss, max_grad_norm: float, refuses: Callable[[Any], Tensor] | None = None):
-        if (reason := cannot_compile(descent)) is not None:
-            raise ValueError(f"compile: {reason}; use compile=False")
-        self.descent, self.loss, self.max_grad_norm, self.refuses = descent, loss, max_grad_norm, refuses
-        self._module = _Bound(descent.module, loss)
-        # The module never changes; asking at every call whether it did would cost as much as a layer.
-        skip_modules: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        self._step = torch.compile(self._plain_step, fullgraph=True, dynamic=False, options=skip_modules)
+    def __init__(self, descent: Descent, loss: Loss, refuses: Callable[[Any, Tensor], Tensor] | None = None):
+        self.descent, self.loss, self.refuses = descent, loss, refuses
+        self._forward = _Forward(descent.module)
+        # The module never changes; asking at every call whether it did would cost as much as a layer. Nothing compiled is
+        # shared with other agents, whose losses and activations may differ behind the guards that are left out.
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        more: Any = {"isolate_recompiles": True}
+        self._step = torch.compile(self._plain_step, fullgraph=True, dynamic=False, options=options, **more)
 
-    def __call__(self, batch: Any, rows: Tensor, numbers: Numbers) -> Taken:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDescent:
+        """Compiled for the copied descent; the original's function would move the original."""
+        descent, loss, refuses = (copy.deepcopy(part, memo) for part in (self.descent, self.loss, self.refuses))
+        return CompiledDescent(descent, loss, refuses)  # type: ignore[arg-type]
+
+    def __call__(self, batch: Any, rows: Tensor, coefficients: Any, limits: Limits) -> Taken:
         """One step on these rows [B] of a batch; another B compiles anew."""
         adam = self._adam
         adam.num_steps += 1
         beta1, beta2 = adam.betas
-        # In double precision, as `FlatAdam` has them.
+        # In double precision first, as `FlatAdam` has them.
         corrections = torch.tensor([adam.learning_rate / (1 - beta1**adam.num_steps), (1 - beta2**adam.num_steps) ** 0.5])
-        taken = self._step(batch, rows, corrections.to(rows.device, torch.float32), *numbers)
+        taken = self._step(batch, rows, coefficients, limits, corrections.to(adam.theta))
         if self.refuses is not None and not taken.taken:
             adam.num_steps -= 1
         return taken
@@ -77,41 +94,40 @@ class CompiledDescent:
         assert isinstance(adam, FlatAdam)
         return adam
 
-    def _plain_step(self, batch: Any, rows: Tensor, corrections: Tensor, *numbers: Tensor) -> Taken:
+    def _plain_step(self, batch: Any, rows: Tensor, coefficients: Any, limits: Limits, corrections: Tensor) -> Taken:
         """What is compiled. `corrections` are the step size α/(1 − β₁ᵗ) and √(1 − β₂ᵗ)."""
         adam = self._adam
         part = type(batch)(*(map_observations(lambda x: x[rows], field) for field in batch))
-        gradient, (_, kept) = torch.func.grad_and_value(self._loss, has_aux=True)(adam.theta, part, numbers)
+        gradient, (_, kept) = torch.func.grad_and_value(self._loss_at, has_aux=True)(adam.theta, part, coefficients)
         norm = torch.linalg.vector_norm(gradient)
-        gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        gradient = gradient * (limits.grad_norm / (norm + 1e-6)).clamp(max=1.0)
         beta1, beta2 = adam.betas
         mean = torch.lerp(adam.mean, gradient, 1 - beta1)
         square = adam.square * beta2 + (1 - beta2) * gradient * gradient
         theta = adam.theta - corrections[0] * mean / (square.sqrt() / corrections[1] + adam.eps)
         taken = torch.ones((), dtype=torch.bool, device=norm.device)
         if self.refuses is not None:
-            taken = ~self.refuses(kept)
+            taken = ~self.refuses(kept, limits.kl)
             moves = ((theta, adam.theta), (mean, adam.mean), (square, adam.square))
             theta, mean, square = (torch.where(taken, new, old) for new, old in moves)
         for tensor, value in ((adam.theta, theta), (adam.mean, mean), (adam.square, square)):
             tensor.copy_(value)
         return Taken(kept, norm, taken)
 
-    def _loss(self, theta: Tensor, part: Any, numbers: Sequence[Tensor]) -> tuple[Tensor, Any]:
+    def _loss_at(self, theta: Tensor, part: Any, coefficients: Any) -> tuple[Tensor, Any]:
         parameters = {f"module.{name}": value for name, value in self.descent.policy.unravel(theta).items()}
-        return torch.func.functional_call(self._module, parameters, (part, *numbers))
+        return torch.func.functional_call(self._forward, parameters, (self.loss, part, coefficients))
 
 
-class _Bound(nn.Module):
-    """A loss as the forward pass of a module, so that its parameters can be exchanged."""
+class _Forward(nn.Module):
+    """A function of a module as a forward pass, so that the module's parameters can be exchanged."""
 
-    def __init__(self, module: nn.Module, loss: Loss):
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self._loss = loss
 
-    def forward(self, *arguments: Any) -> Any:
-        return self._loss(self.module, *arguments)
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.module, *arguments)
 
 
 def predicted_saving(num_steps: float, num_parameters: int) -> float:
@@ -122,9 +138,13 @@ def predicted_saving(num_steps: float, num_parameters: int) -> float:
 
 
 def cannot_compile(descent: Descent) -> str | None:
-    """Why steps of this descent cannot be compiled, or None."""
+    """Why steps of this descent cannot be compiled here, or None."""
     if not isinstance(descent.optimizer, FlatAdam):
         return "the update is compiled for torch.optim.Adam with no argument but lr, betas and eps"
     if not all(parameter.requires_grad for parameter in descent.module.parameters()):
         return "parameters that are frozen are not compiled"
+    if not NEW_ENOUGH:
+        return f"torch {torch.__version__} is too old to compile the update"
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+        return "torch needs a C++ compiler to compile for the CPU, and none was found"
     return None

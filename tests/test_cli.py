@@ -102,6 +102,7 @@ def test_tensorboard_has_the_configuration_and_the_result_beside_the_hyperparame
     assert {"result/eval_mean_return", "rollout/ep_rew_mean", "eval/mean_reward"} <= set(tags["scalars"])
     text = events.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| n_steps | `32` |" in text
+    assert "| backend_choice | `native` |" in text
     (hparams,) = (name for name in events.PluginTagToContent("hparams") if name.endswith("session_start_info"))
     assert b"learning_rate" in events.PluginTagToContent("hparams")[hparams]
     assert "custom_scalars__config__" in tags["tensors"]
@@ -122,6 +123,7 @@ def test_json_is_the_last_line_and_all_of_standard_output(tmp_path: Path, capsys
 def test_summary_says_how_it_went_and_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(tmp_path, "--verbose", "1")
     out = capsys.readouterr().out
+    assert "4 environments (native), networks on cpu, seed 0" in out
     assert re.search(r"training return +[\d.]+ \(last \d+ of \d+\)", out)
     assert re.search(r"evaluation +[\d.]+ ± [\d.]+ \(2 deterministic episodes\)", out)
     assert f"tensorboard --logdir {folder}\n" in out

@@ -98,8 +98,8 @@ def test_another_epsilon_would_be_noticed():
 
 def test_plain_adam_takes_the_short_way():
     functional = Functional(network())
-    assert isinstance(Descent(functional, torch.optim.Adam, {"eps": 1e-5})._optimizer, FlatAdam)
-    assert not isinstance(Descent(functional, torch.optim.Adam, {"weight_decay": 0.1})._optimizer, FlatAdam)
+    assert isinstance(Descent(functional, torch.optim.Adam, {"eps": 1e-5}).optimizer, FlatAdam)
+    assert not isinstance(Descent(functional, torch.optim.Adam, {"weight_decay": 0.1}).optimizer, FlatAdam)
 
 
 @pytest.mark.parametrize(("optimizer_class", "kwargs"), OPTIMIZERS, ids=IDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
 from rlopt.agents.weighing import Objectives, as_weighing
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
-from rlopt.compiled_descent import Compile, CompiledDescent
+from rlopt.compiled_descent import Compile
 from rlopt.envs.base import Environments
 from rlopt.envs.vector import Backend
 from rlopt.estimators import (
@@ -88,8 +87,6 @@ class PPO(ProximalAgent):
     Raises:
         ValueError: an argument that cannot work; the message names it, what was expected and what came.
     """
-
-    compilable = True
 
     @with_preset
     def __init__(
@@ -261,7 +258,7 @@ class PPO(ProximalAgent):
             part = part._replace(advantages=self.normalized(part.advantages))
             minibatch = self._in_closed_form if self.descent.module.closed_form else self._by_autograd
             outputs, gradients = minibatch(part, clip_range, clip_range_vf, log)
-            if self.target_kl is not None and self._refuses(log.rows[-1]):
+            if self.target_kl is not None and _passes(log.rows[-1], 1.5 * self.target_kl):
                 return False
             log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
@@ -271,37 +268,39 @@ class PPO(ProximalAgent):
     ) -> bool:
         """The same with every whole minibatch as one call."""
         whole, rest = self.whole_minibatches(order)
-        ranges = [torch.tensor(e, device=self.device) for e in (clip_range, clip_range_vf) if e is not None]
-        for rows in whole:
-            step = self.compiled_descent(batch, rows, ranges)
+        coefficients = Coefficients(clip_range, clip_range_vf, self.ent_coef, self.vf_coef)
+        form = self.normalize_advantage, self.value_clip
+        for step in self.compiled_steps(batch, whole, self._loss_of_rows, coefficients, form, _passes):
             log.rows.append(step.kept)
-            if self.target_kl is not None and not step.taken:
+            if not step.taken:
                 return False
             log.norms.append(step.grad_norm)
         return self._epoch(batch, rest, clip_range, clip_range_vf, log)
 
-    def loss(
-        self, module: Any, part: Batch, clip_range: float | Tensor, clip_range_vf: float | Tensor | None = None
-    ) -> tuple[Tensor, LogRows]:
-        """PPO's loss on a minibatch, as the paper has it; advantages are as the rollout has them."""
-        part = part._replace(advantages=self.normalized(part.advantages))
-        return self._loss(module, part, clip_range, clip_range_vf)
+    def _loss_of_rows(self, module: Any, part: Batch, coefficients: Coefficients) -> tuple[Tensor, LogRows]:
+        """`loss` of rows as the rollout has them."""
+        return self.loss(module, part._replace(advantages=self.normalized(part.advantages)), coefficients)
 
-    def _loss(
-        self, module: Any, part: Batch, clip_range: float | Tensor, clip_range_vf: float | Tensor | None
-    ) -> tuple[Tensor, LogRows]:
-        """The same of normalised advantages."""
+    def loss(self, module: Any, part: Batch, coefficients: Coefficients) -> tuple[Tensor, LogRows]:
+        """PPO's loss on a minibatch, as the paper has it, and what is logged of it.
+
+        Args:
+            module: the actor-critic.
+            part: B rows, their advantages as the surrogate takes them.
+            coefficients: numbers, or scalar tensors.
+        """
         distribution, values = module(part.observations)
         log_ratio = distribution.log_prob(part.actions) - part.log_probs
-        surrogate = clipped_surrogate(log_ratio, part.advantages, clip_range).mean()
+        surrogate = clipped_surrogate(log_ratio, part.advantages, coefficients.clip_range).mean()
         entropy = distribution.entropy()
-        critic_loss = self._value_loss(values, part.values, part.targets, clip_range_vf).mean()
-        loss = -surrogate - self.ent_coef * entropy.mean() + self.vf_coef * critic_loss
+        critic_loss = self._value_loss(values, part.values, part.targets, coefficients.clip_range_vf).mean()
+        loss = -surrogate - coefficients.ent_coef * entropy.mean() + coefficients.vf_coef * critic_loss
         return loss, LogRows(log_ratio, entropy, values, part.advantages, part.values, part.targets)
 
     def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
         """The loss, to be differentiated."""
-        loss, rows = self._loss(self.descent.module, part, clip_range, clip_range_vf)
+        coefficients = Coefficients(clip_range, clip_range_vf, self.ent_coef, self.vf_coef)
+        loss, rows = self.loss(self.descent.module, part, coefficients)
         log.add(rows)
         return [loss], None
 
@@ -320,15 +319,8 @@ class PPO(ProximalAgent):
         log_std = [module.policy.log_std] if len(of_actor) == 2 else []
         return [head, *log_std, values], [*of_actor, of_values]
 
-    def _refuses(self, rows: LogRows) -> Tensor:
-        """Whether the KL target was passed, a scalar bool."""
-        assert self.target_kl is not None
-        return approximate_kl(rows.log_ratio) > 1.5 * self.target_kl
-
-    @cached_property
-    def compiled_descent(self) -> CompiledDescent:
-        """Steps of descent on `loss`, compiled."""
-        return self.compile_steps(self.loss, None if self.target_kl is None else self._refuses)
+    def _without_compiled_form(self) -> None:
+        return None
 
     def _value_loss(self, values: Tensor, old_values: Tensor, targets: Tensor, clip_range: float | Tensor | None) -> Tensor:
         if clip_range is None:
@@ -385,6 +377,15 @@ class PPO(ProximalAgent):
             check_number("clip_range_vf", as_schedule("clip_range_vf", self.clip_range_vf)(1.0), positive=True)
 
 
+class Coefficients(NamedTuple):
+    """What the loss is made with: numbers, or scalar tensors where it is compiled."""
+
+    clip_range: float | Tensor  # ε
+    clip_range_vf: float | Tensor | None
+    ent_coef: float | Tensor
+    vf_coef: float | Tensor
+
+
 class LogRows(NamedTuple):
     """What every row of a minibatch leaves behind, [B] each, or [B, K] of several objectives."""
 
@@ -406,3 +407,8 @@ class _UpdateLog:
     def add(self, rows: LogRows) -> None:
         """Keep these of one minibatch."""
         self.rows.append(LogRows(*(x.detach() for x in rows)))
+
+
+def _passes(rows: LogRows, limit: float | Tensor) -> Tensor:
+    """Whether the approximate KL of a minibatch passes a limit, a scalar bool."""
+    return approximate_kl(rows.log_ratio) > limit

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.arguments import check_number
-from rlopt.compiled_descent import Compile, CompiledDescent, Loss, cannot_compile, predicted_saving
+from rlopt.compiled_descent import Compile, CompiledDescent, Limits, Loss, Taken, cannot_compile, predicted_saving
 from rlopt.descent import Descent, Moments
 from rlopt.envs.vector import Backend
 from rlopt.estimators import approximate_kl, clip_fraction, gae
@@ -116,14 +116,10 @@ class ProximalAgent(Agent):
         memory_size: units of its recurrent kernel.
         compile: True makes one compiled function of a minibatch's step; False does not; "auto" where it is predicted to save
             more time than compiling takes, which it says with verbose=1. Parameters differ by rounding.
-
-    Attributes:
-        compilable: whether the algorithm has a compiled form.
     """
 
     state: ProximalState
     bootstrap_truncation = True
-    compilable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -191,6 +187,8 @@ class ProximalAgent(Agent):
             memory=memory,
             memory_size=memory_size,
         )
+        if self.compile is True and (reason := self._without_compiled_form()) is not None:
+            raise ValueError(f"compile: {reason}; use compile=False")
         if self.collector is not None:
             self._check_batches(self.n_envs)
 
@@ -288,31 +286,81 @@ class ProximalAgent(Agent):
 
     @property
     def compiled(self) -> bool:
-        """Whether steps of descent are compiled."""
-        if self.compile is False or not self.compilable:
+        """Whether steps of descent are compiled.
+
+        "auto" is decided by the steps that the training has in all, those before a save included: one that is continued is
+        compiled if it would have been without the break.
+
+        Raises:
+            ValueError: `compile=True`, and they cannot be.
+        """
+        if self.compile is False:
             return False
         if self.compile == "auto":
             return self.compile_seconds_saved > 0
-        if (reason := cannot_compile(self.descent)) is not None:
+        if (reason := self.why_not_compiled()) is not None:
             raise ValueError(f"compile: {reason}; use compile=False")
         return True
 
     @property
     def compile_seconds_saved(self) -> float:
         """What compiling is predicted to save in the whole training; negative if it is not worth it, or cannot be done."""
-        parts = self.policy, *self.policy.modules()
-        known = all(type(part).__module__.startswith(("stable_baselines3.", "rlopt.", "torch.")) for part in parts)
-        if self.device.type != "cpu" or not known or cannot_compile(self.descent) is not None:
+        known = all(
+            type(part).__module__.startswith(("stable_baselines3.", "rlopt.", "torch.")) for part in self.policy.modules()
+        )
+        if self.device.type != "cpu" or not known or self.why_not_compiled() is not None:
             return -math.inf
         num_steps = self._total_timesteps // self.batch_size * self.n_epochs
         return predicted_saving(num_steps, len(self.state.theta))
 
-    def compile_steps(self, loss: Loss, refuses: Callable[[Any], Tensor] | None = None) -> CompiledDescent:
-        """Steps of descent on a loss, compiled when the first is taken."""
-        if self.verbose and self.compile == "auto":
-            seconds = self.compile_seconds_saved
-            print(f"compile: the update is compiled, which is predicted to save {seconds:.0f} s in all; compile=False does not")
-        return CompiledDescent(self.descent, loss, self.max_grad_norm, refuses)
+    def why_not_compiled(self) -> str | None:
+        """Why steps of descent cannot be compiled, or None."""
+        if (reason := self._without_compiled_form()) is not None:
+            return reason
+        return cannot_compile(self.descent)
+
+    def _without_compiled_form(self) -> str | None:
+        """Why this algorithm, with these arguments, has no compiled form, or None if it has one."""
+        return f"{type(self).__name__} has no compiled form"
+
+    def compiled_steps(
+        self,
+        batch: tuple,
+        rows: Iterable[Tensor],
+        loss: Loss,
+        coefficients: Any,
+        form: Hashable = None,
+        refuses: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> Iterator[Taken]:
+        """Compiled steps of descent on minibatches, up to the first that is refused.
+
+        Args:
+            batch: S' rows.
+            rows: [B] each, of the minibatches.
+            loss, refuses: see `CompiledDescent`; `refuses` is given 1.5 times `target_kl`, or infinity.
+            coefficients: a NamedTuple of numbers, tensors and None, for the loss.
+            form: everything else that the loss depends on; each form is compiled once.
+        """
+        form = form, tuple(value is None for value in coefficients)
+        if form not in self._compiled_forms:
+            if self.verbose and self.compile == "auto":
+                saved = self.compile_seconds_saved
+                print(f"compile: the update is compiled, which is predicted to save {saved:.0f} s; compile=False does not")
+            self._compiled_forms[form] = CompiledDescent(self.descent, loss, refuses)
+        numbers: Any = type(coefficients)(
+            *(None if x is None else torch.as_tensor(x, device=self.device) for x in coefficients)
+        )
+        kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
+        limits = Limits(*(torch.tensor(limit, device=self.device) for limit in (self.max_grad_norm, kl)))
+        for part in rows:
+            step = self._compiled_forms[form](batch, part, numbers, limits)
+            yield step
+            if refuses is not None and not step.taken:
+                return
+
+    @cached_property
+    def _compiled_forms(self) -> dict[Hashable, CompiledDescent]:
+        return {}
 
     def begin_descent(self, state: ProximalState, learning_rate: float) -> None:
         """Let `descent` start at the state, which is not written to."""
@@ -332,8 +380,6 @@ class ProximalAgent(Agent):
             check_number(name, getattr(self, name))
         if self.compile not in ("auto", True, False):
             raise ValueError(f"compile: expected 'auto', True or False, got {self.compile!r}")
-        if self.compile is True and not self.compilable:
-            raise ValueError(f"compile: {type(self).__name__} has no compiled form; use 'auto' or False")
         check_number("max_grad_norm", self.max_grad_norm, positive=True)
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, positive=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -14,7 +13,6 @@ from rlopt.agents.proximal import ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
 from rlopt.branching import Branches, branched_episodes, depth_probabilities
 from rlopt.collector import Collector
-from rlopt.compiled_descent import CompiledDescent
 from rlopt.envs.base import Environments
 from rlopt.envs.paired import in_groups
 from rlopt.envs.vector import can_be_copied
@@ -63,6 +61,15 @@ class GroupBatch(NamedTuple):
     samples: Tensor  # [R], which sample a row is of
     returns: Tensor  # [N], or how samples do against the others of their group
     groups: Tensor  # [N]
+
+
+class Coefficients(NamedTuple):
+    """What the compiled loss of advantages is made with: numbers, or tensors."""
+
+    eta: Tensor
+    old_log_std: Tensor | None  # [A], of Gaussians π_t
+    ent_coef: float | Tensor
+    vf_coef: float | Tensor
 
 
 class Log(NamedTuple):
@@ -120,7 +127,6 @@ class REBEL(ProximalAgent):
     """
 
     layout = REBEL_LAYOUT
-    compilable = True
 
     @with_preset
     def __init__(
@@ -155,8 +161,6 @@ class REBEL(ProximalAgent):
             raise ValueError(f"depths: episodes part at a step with mode='branched' only, got mode={mode!r}")
         if preference is not None and not by_groups:
             raise ValueError("preference: episodes are compared with mode='trajectory' or 'branched'; 'advantage' has rewards")
-        if by_groups and common.get("compile") is True:
-            raise ValueError(f"compile: the update of groups has no compiled form; use 'auto' or False with mode={mode!r}")
         if by_groups and common.get("normalize_rewards"):
             raise ValueError("normalize_rewards: returns of episodes are compared as they are; use eta_mode='std'")
         if by_groups and (env is None or can_be_copied(env)):
@@ -230,33 +234,33 @@ class REBEL(ProximalAgent):
     def pass_over(self, batch: AdvantageBatch, order: Tensor, sampler: Any, eta: Tensor) -> list[Log]:
         """Steps of descent on the batch's minibatches, in this order."""
         if not batch.head.shape[-1]:
-            if self.compile is True:
-                raise ValueError(
-                    "compile: REBEL's update is compiled for policies without memory, squashing or masks; use False"
-                )
             return [self.descend_by_autograd(part, sampler, eta) for part in self.minibatches(batch, order)]
         logs: list[Log] = []
         if self.compiled:
-            numbers = [eta, *([sampler.policy.log_std.detach()] if hasattr(sampler.policy, "log_std") else [])]
+            old_log_std = sampler.policy.log_std.detach() if hasattr(sampler.policy, "log_std") else None
+            coefficients = Coefficients(eta, old_log_std, self.ent_coef, self.vf_coef)
             whole, order = self.whole_minibatches(order)
-            steps = (self.compiled_descent(batch, rows, numbers) for rows in whole)
+            steps = self.compiled_steps(batch, whole, self.loss, coefficients)
             logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]
         return logs + [self.descend(part, sampler, eta) for part in self.minibatches(batch, order)]
 
-    @cached_property
-    def compiled_descent(self) -> CompiledDescent:
-        """Steps of descent on `loss`, compiled."""
-        return self.compile_steps(self.loss)
+    def _without_compiled_form(self) -> str | None:
+        if self.mode != "advantage":
+            return f"the update of groups has no compiled form, got mode={self.mode!r}"
+        if self.memory is not None or self.policy_kwargs.get("squash_output"):
+            return "REBEL's update is compiled for policies without memory or squashing"
+        return None
 
-    def loss(self, module: Any, part: AdvantageBatch, eta: Tensor, *old_log_std: Tensor) -> tuple[Tensor, Any]:
-        """The loss that `descend` differentiates, and `Log` but for the gradient's norm."""
+    def loss(self, module: Any, part: AdvantageBatch, coefficients: Coefficients) -> tuple[Tensor, Any]:
+        """The loss that `descend` differentiates, on B rows, and `Log` but for the gradient's norm."""
+        eta, old_log_std, ent_coef, vf_coef = coefficients
         head, values = module.heads(part.observations)
-        distribution, log_std = module.distribution_of(head), [module.policy.log_std] if old_log_std else []
-        excess, _ = contrast(Reference(part.head, part.scores), head, *log_std, *old_log_std)
-        residuals = (excess - eta * part.advantages).square()
+        log_std = None if old_log_std is None else module.policy.log_std
+        excess, _ = contrast(Reference(part.head, part.scores), head, log_std, old_log_std)
+        residuals, distribution = (excess - eta * part.advantages).square(), module.distribution_of(head)
         log_ratio = distribution.log_prob(part.actions) - part.log_probs
         entropies, errors = distribution.entropy(), value_loss(values, part.targets)
-        total = residuals.mean() / (2.0 * eta) - self.ent_coef * entropies.mean() + self.vf_coef * errors.mean()
+        total = residuals.mean() / (2.0 * eta) - ent_coef * entropies.mean() + vf_coef * errors.mean()
         return total, (log_ratio, residuals, entropies, errors)
 
     def descend(self, part: AdvantageBatch, sampler: Any, eta: Tensor) -> Log:
@@ -404,6 +408,7 @@ class REBEL(ProximalAgent):
         }
 
     def check_rewards(self, num_objectives: int) -> None:
+        """Raises ValueError for several rewards a step, unless a preference judges episodes."""
         if self.preference is None:  # which makes a reward of its own
             super().check_rewards(num_objectives)
 

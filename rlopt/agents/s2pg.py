@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from rlopt.agents.proximal import ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
-from rlopt.compiled_descent import CompiledDescent
 from rlopt.estimators import approximate_kl, clip_fraction, clipped_surrogate, explained_variance, value_loss
 from rlopt.logging import STATEFUL_LAYOUT, Metrics
 from rlopt.policies.stateful import JointDistribution, MemoryName, factor_log_probs
@@ -33,6 +31,15 @@ class StatefulBatch(NamedTuple):
     values: Tensor  # [S'], of the critic that the rollout began with
     targets: Tensor  # [S'], advantages + values
     lasting: Tensor  # [S'] bool, False where s_{t+1} is absorbing: there z' has no effect, and its score is noise
+
+
+class Coefficients(NamedTuple):
+    """What the loss is made with: numbers, or scalar tensors where it is compiled."""
+
+    clip_range: float | Tensor  # ε_a
+    memory_clip_range: float | Tensor  # ε_z
+    ent_coef: float | Tensor
+    vf_coef: float | Tensor
 
 
 class Log(NamedTuple):
@@ -66,7 +73,6 @@ class S2PG(ProximalAgent):
     """
 
     layout = STATEFUL_LAYOUT
-    compilable = True
 
     @with_preset
     def __init__(
@@ -135,35 +141,29 @@ class S2PG(ProximalAgent):
     def pass_over(self, batch: StatefulBatch, order: Tensor, clip_ranges: tuple[float, float]) -> list[Log]:
         """Steps of descent on the batch's minibatches, in this order."""
         logs: list[Log] = []
+        coefficients = Coefficients(*clip_ranges, self.ent_coef, self.vf_coef)
         if self.compiled:
-            ranges = [torch.tensor(e, device=self.device) for e in clip_ranges]
             whole, order = self.whole_minibatches(order)
-            logs = [
-                Log._make((*step.kept, step.grad_norm))
-                for step in (self.compiled_descent(batch, rows, ranges) for rows in whole)
-            ]
-        return logs + [self.descend(part, clip_ranges) for part in self.minibatches(batch, order)]
+            steps = self.compiled_steps(batch, whole, self.loss, coefficients, self.ratio)
+            logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]
+        return logs + [self.descend(part, coefficients) for part in self.minibatches(batch, order)]
 
-    def descend(self, part: StatefulBatch, clip_ranges: tuple[float, float]) -> Log:
+    def descend(self, part: StatefulBatch, coefficients: Coefficients) -> Log:
         """One step of descent on a minibatch."""
-        loss, kept = self.loss(self.descent.module, part, *clip_ranges)
+        loss, kept = self.loss(self.descent.module, part, coefficients)
         return Log._make((*(x.detach() for x in kept), self.descent.step([loss], None, self.max_grad_norm)))
 
-    @cached_property
-    def compiled_descent(self) -> CompiledDescent:
-        """Steps of descent on `loss`, compiled."""
-        return self.compile_steps(self.loss)
+    def _without_compiled_form(self) -> None:
+        return None
 
-    def loss(
-        self, module: Any, part: StatefulBatch, clip_range: float | Tensor, memory_clip_range: float | Tensor
-    ) -> tuple[Tensor, Any]:
-        """The loss of a minibatch, and `Log` but for the gradient's norm."""
+    def loss(self, module: Any, part: StatefulBatch, coefficients: Coefficients) -> tuple[Tensor, Any]:
+        """The loss of a minibatch of B rows, and `Log` but for the gradient's norm."""
         distribution, values = module(part.observations)
         log_ratios = self.log_ratios(distribution, part)
-        surrogate = self.surrogate(log_ratios, part.advantages, (clip_range, memory_clip_range))
+        surrogate = self.surrogate(log_ratios, part.advantages, (coefficients.clip_range, coefficients.memory_clip_range))
         entropy = distribution.entropy().mean()
         critic_loss = value_loss(values, part.targets).mean()
-        loss = -surrogate - self.ent_coef * entropy + self.vf_coef * critic_loss
+        loss = -surrogate - coefficients.ent_coef * entropy + coefficients.vf_coef * critic_loss
         return loss, (log_ratios, part.lasting, surrogate, entropy, critic_loss)
 
     def log_ratios(self, distribution: JointDistribution, part: StatefulBatch) -> Tensor:

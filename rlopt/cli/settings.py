@@ -56,7 +56,7 @@ class RunSettings:
     num_envs: int = 1
     """Environments side by side."""
     backend: Backend = "auto"
-    """How they are stepped: "sync" here, "async" in worker processes, "native" by Gymnasium, "envpool"."""
+    """How they are stepped: "sync" here, "async" in worker processes, "native" as one object, "threads" (MuJoCo), "envpool"."""
     seed: int = 0
     """Of everything random in the run."""
     device: str = "auto"

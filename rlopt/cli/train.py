@@ -135,7 +135,7 @@ def prepare(settings: Settings) -> Run:
     configuration = settings.configuration() | {"policy": policy}
     folder.write_description(configuration)
     agent.set_logger(configure(str(folder.path), [*(["stdout"] if chosen.verbose else []), "csv", "tensorboard"]))
-    add_configuration(agent.logger, configuration)
+    add_configuration(agent.logger, configuration | {"backend_choice": envs.backend_choice})
     return Run(settings, task, agent, folder, evaluating, _callbacks(chosen, task, folder, evaluating))
 
 
@@ -275,7 +275,9 @@ def _front(pareto: ParetoCallback) -> dict[str, Any]:
 
 def _headline(run: Run) -> str:
     chosen, agent = run.settings.run, run.agent
-    where = f"{agent.n_envs} environment{'s' if agent.n_envs > 1 else ''} on {agent.device}"
+    envs = run.agent.environments
+    how = f" ({envs.backend_choice})" if envs is not None and envs.backend_choice else ""
+    where = f"{agent.n_envs} environment{'s' if agent.n_envs > 1 else ''}{how}, networks on {agent.device}"
     task = f"{type(agent).__name__} in {chosen.env}: {chosen.total_timesteps:,} steps"
     return f"{task}, {where}, seed {chosen.seed} → {run.folder.path}"
 

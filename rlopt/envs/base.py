@@ -50,8 +50,10 @@ class Environments(ABC):
         group_size: G, how many environments in a row begin their episodes together, from one seed; see `Paired`.
         monitored: True if SB3's `Monitor` reports real episodes in `info["episode"]`.
         name: for messages.
+        backend_choice: how `make_envs` runs them, and why if it was free to choose; None of environments given to it.
     """
 
+    backend_choice: str | None = None
     resets_on_next_step = False
     restarts_rows = False
     group_size = 1

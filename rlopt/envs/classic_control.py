@@ -94,7 +94,7 @@ def advance_pendulum(xp: Any, states: Any, actions: Any) -> tuple[Any, Any, Any]
     upright = (angle + math.pi) % (2 * math.pi) - math.pi
     cost = upright**2 + 0.1 * spin**2 + 0.001 * torque**2
     spin = xp.clip(spin + (3 * gravity / 2 * xp.sin(angle) + 3.0 * torque) * tau, -max_speed, max_speed)
-    return xp.stack((angle + spin * tau, spin), 1), -cost, xp.zeros_like(angle, dtype=xp.bool)
+    return xp.stack((angle + spin * tau, spin), 1), -cost, abs(angle) < 0.0
 
 
 def observe_pendulum(xp: Any, states: Any) -> Any:
@@ -227,9 +227,14 @@ class ClassicControlVectorEnv(FiniteHorizonVectorEnv):
     Args:
         env_id: one of `TASKS`.
         num_envs: N.
+
+    Raises:
+        ValueError: another id.
     """
 
     def __init__(self, env_id: str, num_envs: int = 1):
+        if env_id not in TASKS:
+            raise ValueError(f"env_id: expected one of {', '.join(TASKS)}, got {env_id!r}")
         self.task, self.spec = TASKS[env_id], gym.spec(env_id)
         super().__init__(num_envs, self.task.horizon, self.task.observation_space, self.task.action_space)
         self._low, self._high = (np.array(bound) for bound in self.task.first)

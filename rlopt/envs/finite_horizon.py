@@ -82,6 +82,9 @@ class FiniteHorizonVectorEnv(VectorEnv):
         self.ended = terminated | truncated
         return self._observations(self.states), rewards, terminated, truncated, self.infos
 
+    def render(self) -> None:
+        """Nothing: there are no pictures of many copies."""
+
     def _seed_copies(self, seeds: Sequence[int | None]) -> None:
         if not self.draws_by_copy:
             raise ValueError(f"seed: {type(self).__name__} draws for all copies together; step single copies (backend 'sync')")

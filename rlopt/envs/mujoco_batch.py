@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from rlopt.arguments import check_number
+from rlopt.envs.cores import usable_cores
 from rlopt.envs.finite_horizon import FiniteHorizonVectorEnv
 from rlopt.envs.mujoco_tasks import MUJOCO_TASKS, Bodies
 from rlopt.envs.spaces import Array
@@ -85,11 +85,6 @@ class MujocoVectorEnv(FiniteHorizonVectorEnv):
     def _bodies(self, states: Array) -> Bodies:
         positions, velocities = self._columns
         return Bodies(states[:, positions], states[:, velocities], states[:, self._batch.nstate :])
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _columns(state: Array, view: Array) -> slice:

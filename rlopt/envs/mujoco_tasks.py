@@ -1,6 +1,6 @@
 """What Gymnasium's MuJoCo tasks see and pay, for many copies at once.
 
-Tasks whose observations and rewards follow from positions and velocities, and from fields that `mujoco.batch` copies out. Ant and
+Tasks whose observations and rewards follow from positions, velocities and fields that `mujoco.batch` copies out. Ant and
 Humanoid see contact forces, which it does not compute.
 
 Source: Gymnasium, `gymnasium.envs.mujoco`, version 5 of each task with its default arguments.

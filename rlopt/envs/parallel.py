@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -13,6 +12,7 @@ import cloudpickle
 import numpy as np
 
 from rlopt.envs.base import EnvironmentFault, Environments, Step, fresh_seed, spread
+from rlopt.envs.cores import usable_cores
 from rlopt.envs.spaces import Array, ArrayTree, concatenate
 from rlopt.envs.sync import EnvFactory, SyncEnvironments
 
@@ -24,14 +24,14 @@ class AsyncEnvironments(Environments):
 
     Args:
         factories: one callable an environment; sent to the workers with cloudpickle.
-        num_workers: processes; by default the number of cores, and no more than environments.
+        num_workers: processes; by default as many as this process has cores, and no more than environments.
         name: for messages.
     """
 
     restarts_rows = True
 
     def __init__(self, factories: Sequence[EnvFactory], num_workers: int | None = None, name: str = "environment"):
-        num_workers = min(num_workers or os.cpu_count() or 1, len(factories))
+        num_workers = min(num_workers or usable_cores(), len(factories))
         shares = [share.tolist() for share in np.array_split(np.arange(len(factories)), num_workers)]
         # forkserver: no inherited threads or generators; what it has imported already costs the workers nothing
         context = multiprocessing.get_context("forkserver")

@@ -14,13 +14,17 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlopt.arguments import check_choice, check_number, did_you_mean
 from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.calibration import processes_are_safe, processes_pay, seconds_per_step
 from rlopt.envs.classic_control import TASKS, ClassicControlVectorEnv
+from rlopt.envs.cores import usable_cores
 from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
+from rlopt.envs.mujoco_batch import MujocoVectorEnv
+from rlopt.envs.mujoco_tasks import MUJOCO_TASKS
 from rlopt.envs.parallel import AsyncEnvironments
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.sync import EnvFactory, SyncEnvironments
 
-Backend = Literal["auto", "sync", "async", "native", "envpool"]
+Backend = Literal["auto", "sync", "async", "native", "threads", "envpool"]
 
 # Which pip package brings environments whose import fails, by the module that is missed.
 EXTRAS = {
@@ -54,6 +58,9 @@ REGISTERED_BY = {
     ),
 }
 
+# What an id lacks that is asked for by these backends.
+IMPLEMENTATION = {"native": "native vector implementation", "threads": "implementation on threads"}
+
 
 def make_envs(
     env: Any,
@@ -69,16 +76,19 @@ def make_envs(
             `VectorEnv` in any autoreset mode, an SB3 `VecEnv`, an EnvPool environment, or `Environments`.
         num_envs: how many to run side by side, for an id or one callable; ignored where `env` brings its own number.
         backend: "native" is one object for all copies: rlopt's own of the classic-control tasks, and what is registered as
-            vector implementation of other ids; "sync" steps single environments in this process, "async" in worker
-            processes, "envpool" makes an EnvPool. "auto" takes "native" if there is one and more than one environment is
-            asked for, else "sync".
+            vector implementation of other ids; "threads" simulates all copies of a MuJoCo task on threads, and follows the
+            single environments to the bit; "sync" steps single environments in this process, "async" in worker processes,
+            "envpool" makes an EnvPool. "auto" takes "native" or "threads" if there is one and more than one environment is
+            asked for, else "sync" or "async", which give the very same episodes: "async" only for an id, where a trial of
+            some milliseconds shows that processes save time, and where they can be started safely (in a script, that is under
+            `if __name__ == "__main__":`). The `backend_choice` of the environments says what was chosen.
         seed: for EnvPool, which takes its seed at construction only.
         env_kwargs: passed to the environment, for an id.
 
     Raises:
         ValueError: an unknown id (the nearest is named) or backend, a backend that does not fit what `env` is, an
             environment that cannot be copied `num_envs` times.
-        ImportError: the environment needs a package that is not installed; the message says which extra brings it.
+        ImportError: the environment, or the backend, needs a package that is not installed; the message says what to install.
     """
     check_choice("backend", backend, get_args(Backend))
     check_number("num_envs", num_envs, positive=True, whole=True)
@@ -123,35 +133,96 @@ def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwa
     if backend == "envpool":
         return EnvPoolEnvironments(_make_envpool(env_id, num_envs, fresh_seed() if seed is None else seed, kwargs))
     spec = find_spec(env_id)
-    native = _native(spec, kwargs)
-    if backend == "native" and native is None:
-        given = " with these env_kwargs" if kwargs and env_id in TASKS else ""
-        raise ValueError(f"backend: {env_id} has no native vector implementation{given}; use 'sync' or 'async'")
-    factories: list[EnvFactory] = [lambda: make_env(env_id, **kwargs)] * num_envs
-    if native is not None and (backend == "native" or (backend == "auto" and num_envs > 1)):
-        envs = GymnasiumEnvironments(native(num_envs))
-        envs.one_by_one = partial(_from_factories, factories, "sync", env_id) if backend == "auto" else None
-        return envs
-    return _from_factories(factories, backend, env_id)
+    factories: list[EnvFactory] = [lambda: _made(spec, env_id, **kwargs)] * num_envs  # workers need not know the id
+    if backend in ("sync", "async"):
+        return _from_factories(factories, backend, env_id)
+    if backend != "auto" or num_envs > 1:
+        vector = _on_threads(spec, kwargs, backend) or _native(spec, kwargs, backend)
+        if vector is not None:
+            envs = _from_vector(vector, env_id, num_envs)
+            envs.one_by_one = partial(_from_factories, factories, "sync", env_id) if backend == "auto" else None
+            return envs
+    if backend != "auto":
+        given = " with these env_kwargs" if kwargs and env_id in (MUJOCO_TASKS if backend == "threads" else TASKS) else ""
+        raise ValueError(f"backend: {env_id} has no {IMPLEMENTATION[backend]}{given}; use 'sync' or 'async'")
+    return _one_by_one(factories, env_id, spec)
 
 
-def _native(spec: Any, kwargs: dict[str, Any]) -> Callable[[int], VectorEnv] | None:
+def _native(spec: Any, kwargs: dict[str, Any], backend: Backend) -> Callable[[int], VectorEnv] | None:
     """What makes N copies in one object, if anything does: rlopt's own classic control, else what is registered."""
-    if spec.id in TASKS and not kwargs and str(spec.entry_point).startswith("gymnasium.envs.classic_control"):
+    if backend == "threads":
+        return None
+    known = spec.id in TASKS and not kwargs and _is_gymnasiums(spec, "classic_control")
+    if known and spec.max_episode_steps == TASKS[spec.id].horizon:
         return partial(ClassicControlVectorEnv, spec.id)
     if spec.vector_entry_point is None:
         return None
     return lambda num_envs: gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
+def _is_gymnasiums(spec: Any, family: str) -> bool:
+    """Whether an id stands for what Gymnasium registered, not for a user's own task of that name."""
+    plain = not spec.kwargs and not spec.additional_wrappers
+    return plain and str(spec.entry_point).startswith(f"gymnasium.envs.{family}")
+
+
+def _on_threads(spec: Any, kwargs: dict[str, Any], backend: Backend) -> Callable[[int], VectorEnv] | None:
+    """What simulates N copies on threads, if anything does; "auto" does without where MuJoCo is missing or old."""
+    ours = spec.id in MUJOCO_TASKS and not kwargs and _is_gymnasiums(spec, "mujoco") and spec.max_episode_steps is not None
+    if backend == "native" or not ours:
+        return None
+    try:
+        import mujoco.batch  # noqa: F401
+    except ImportError as error:
+        if backend == "auto":
+            return None
+        raise ImportError("backend: 'threads' needs MuJoCo 4.0 or later: pip install 'rlopt[mujoco]' 'mujoco>=4.0'") from error
+    return partial(MujocoVectorEnv, spec.id)
+
+
+def _from_vector(make: Callable[[int], VectorEnv], env_id: str, num_envs: int) -> GymnasiumEnvironments:
+    try:
+        vector = make(num_envs)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise missing_extra(env_id, error) from error
+    envs = GymnasiumEnvironments(vector)
+    envs.backend_choice = f"threads: {vector.num_threads}" if isinstance(vector, MujocoVectorEnv) else "native"
+    return envs
+
+
+def _one_by_one(factories: list[EnvFactory], env_id: str, spec: Any) -> Environments:
+    """Single environments of an id, in this process, or in others where a trial shows that they pay."""
+    workers = min(usable_cores(), len(factories))
+    if workers < 2 or not _known_to_workers(env_id, spec) or not processes_are_safe():
+        return _from_factories(factories, "sync", env_id)
+    try:
+        seconds = seconds_per_step(factories[0])
+    except Exception:  # as it will in the first steps, whose errors say more
+        return _from_factories(factories, "sync", env_id)
+    pays = processes_pay(seconds, len(factories), workers)
+    envs = _from_factories(factories, "async" if pays else "sync", env_id)
+    envs.backend_choice = f"{envs.backend_choice}: a step takes {seconds:.2g} s"
+    return envs
+
+
+def _known_to_workers(env_id: str, spec: Any) -> bool:
+    """Whether another process can surely import what makes an environment: not one that a program defines for itself."""
+    package = str(spec.entry_point).partition(".")[0]
+    return ":" in env_id or package in {"gymnasium", "rlopt", *REGISTERED_BY.values()}
+
+
 def _from_factories(factories: list[Callable[[], Any]], backend: Backend, name: str | None = None) -> Environments:
-    if backend in ("native", "envpool"):
+    if backend in ("native", "threads", "envpool"):
         raise ValueError(f"backend: {backend!r} needs an environment id, not a callable")
     checked: list[EnvFactory] = [_checked(factory) for factory in factories]
+    envs: Environments
     if backend == "async":
-        return AsyncEnvironments(checked, name=name or "environment")
+        envs = AsyncEnvironments(checked, name=name or "environment")
+        envs.backend_choice = "async"
+        return envs
     envs = SyncEnvironments(checked, name=name or "environment")
     envs.name = name or _name_of(envs.envs[0])
+    envs.backend_choice = "sync"
     return envs
 
 
@@ -162,7 +233,10 @@ def make_env(env_id: str, render_mode: str | None = None, **kwargs: Any) -> gym.
         ValueError: unknown id; the nearest is named.
         ImportError: the environment's package is missing; the message says which extra brings it.
     """
-    spec = find_spec(env_id)
+    return _made(find_spec(env_id), env_id, render_mode, **kwargs)
+
+
+def _made(spec: Any, env_id: str, render_mode: str | None = None, **kwargs: Any) -> gym.Env:
     try:
         try:
             with warnings.catch_warnings():

@@ -26,6 +26,7 @@ class EnvironmentsWrapper(Environments):
         self.restarts_rows = envs.restarts_rows
         self.group_size = envs.group_size
         self.monitored = envs.monitored
+        self.backend_choice = envs.backend_choice
 
     @property
     def num_objectives(self) -> int | None:

@@ -1,12 +1,12 @@
 """The compiled update against the eager one."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
 
-from rlopt import PPO, REBEL, S2PG, compiled_descent
-from rlopt.agents.proximal import ProximalAgent
+from rlopt import PPO, REBEL, S2PG, RecurrentPPO, compiled_descent
 
 SMALL = {"n_envs": 4, "n_steps": 40, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}  # 160 rows, 5 minibatches
 
@@ -63,16 +63,14 @@ def test_compiled_rebel_learns_what_eager_rebel_learns(as_written, env_id):
     assert agents[0].state.moments["step"] == agents[1].state.moments["step"]
 
 
-@pytest.mark.parametrize("arguments", [{"memory": "s2pg"}, {"policy_kwargs": {"squash_output": True}}])
-def test_rebel_without_a_closed_form_is_not_compiled(arguments):
-    agent = REBEL("MlpPolicy", "Pendulum-v1", compile=True, **SMALL, **arguments)
-    with pytest.raises(ValueError, match=r"compile: .* use False"):
-        agent.learn(160)
-
-
-def test_rebel_of_groups_is_not_compiled():
-    with pytest.raises(ValueError, match="compile: the update of groups"):
-        REBEL("MlpPolicy", "CartPole-v1", mode="trajectory", compile=True)
+@pytest.mark.parametrize("arguments", [{"memory": "s2pg"}, {"policy_kwargs": {"squash_output": True}}, {"mode": "trajectory"}])
+def test_rebel_has_a_compiled_form_of_advantages_alone(arguments):
+    arguments = {"n_steps": 40, "n_envs": 4, "num_groups": 2, "group_size": 2, "batch_size": 32, "device": "cpu"} | arguments
+    with pytest.raises(ValueError, match=r"compile: .* use compile=False"):
+        REBEL("MlpPolicy", "Pendulum-v1", compile=True, **arguments)
+    agent = REBEL("MlpPolicy", "Pendulum-v1", **arguments)
+    agent._total_timesteps = 10**8
+    assert not agent.compiled
 
 
 def test_the_kl_target_stops_both_before_the_same_step(as_written):
@@ -88,12 +86,61 @@ def test_a_wrong_loss_is_seen(as_written, monkeypatch):
     """The comparison can fail."""
     right = PPO.loss
 
-    def without_entropy(self, *arguments):
-        loss, rows = right(self, *arguments)
-        return loss + self.ent_coef * rows.entropy.mean(), rows
+    def without_entropy(self, module, part, coefficients):
+        return right(self, module, part, coefficients._replace(ent_coef=0.0))
 
     monkeypatch.setattr(PPO, "loss", without_entropy)
     assert largest_difference(partial(PPO, "MlpPolicy", "CartPole-v1", ent_coef=0.05, **SMALL))[0] > 1e-5
+
+
+CHANGES = {
+    "ent_coef": 0.5,
+    "vf_coef": 5.0,
+    "max_grad_norm": 0.01,
+    "normalize_advantage": False,
+    "clip_range_vf": 1e-4,
+    "value_clip": "maximum",
+    "clip_range": 1e-3,
+    "target_kl": 1e-9,
+}
+
+
+def test_nothing_compiled_is_stale_or_shared(monkeypatch):
+    """Changed arguments, other agents of the same shapes in this process, and copies: traced, with the guards that are used."""
+    original = torch.compile
+
+    def traced(function, **arguments):
+        return original(function, backend=lambda graph, inputs, **_: graph.forward, **arguments)
+
+    monkeypatch.setattr(compiled_descent.torch, "compile", traced)
+    compiled, eager = (PPO("MlpPolicy", "CartPole-v1", compile=compile, **SMALL) for compile in (True, False))
+    rollout = compiled.collector.steps(compiled.state.theta, compiled.n_steps)
+    orders = [torch.randperm(160, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+    def difference(one, other):
+        """Of θ after one update each, from the same state and rollout."""
+        thetas = []
+        for agent in (one, other):
+            batch = agent.advantages(compiled.state.theta, rollout)
+            state = agent.init(compiled.state.theta)
+            thetas.append(agent.update(state, batch, 1.0, orders)[0].theta)
+        return (thetas[0] - thetas[1]).abs().max()
+
+    assert difference(compiled, eager) < 1e-6
+    for name, value in CHANGES.items():
+        setattr(compiled, name, value)
+        assert difference(compiled, eager) > 1e-7, name
+        setattr(eager, name, value)
+        assert difference(compiled, eager) < 1e-6, name
+    activation = {"policy_kwargs": {"activation_fn": torch.nn.ReLU}, "ent_coef": 0.3}
+    others = [PPO("MlpPolicy", "CartPole-v1", compile=compile, **SMALL, **activation) for compile in (True, False)]
+    assert difference(*others) < 1e-6
+    assert difference(others[0], compiled) > 1e-6
+    duplicate = copy.deepcopy(compiled)
+    before = compiled.descent.theta()
+    assert difference(duplicate, eager) < 1e-6
+    assert torch.equal(compiled.descent.theta(), before)
+    torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own modules
@@ -112,7 +159,8 @@ def test_auto_compiles_long_trainings_alone(as_written, capsys):
     assert long.compile_seconds_saved > 0
     assert long.compiled
     long.verbose = 1
-    assert isinstance(long.compiled_descent, compiled_descent.CompiledDescent)
+    batch = long.advantages(long.state.theta, long.collector.steps(long.state.theta, 40))
+    long.update(long.state, batch, 1.0)
     assert "predicted to save" in capsys.readouterr().out
     wide = PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [512, 512]}, **SMALL)
     wide._total_timesteps = 10_000_000
@@ -142,8 +190,15 @@ def test_compile_must_be_one_of_three():
         PPO("MlpPolicy", "CartPole-v1", compile="yes", **SMALL)
 
 
-def test_an_algorithm_without_a_compiled_form_says_so(monkeypatch):
-    monkeypatch.setattr(PPO, "compilable", False)
-    assert ProximalAgent.compilable is False
-    with pytest.raises(ValueError, match="compile: PPO has no compiled form"):
-        PPO("MlpPolicy", "CartPole-v1", compile=True, **SMALL)
+def test_an_algorithm_without_a_compiled_form_says_so():
+    with pytest.raises(ValueError, match="compile: RecurrentPPO has no compiled form"):
+        RecurrentPPO("MlpLstmPolicy", "CartPole-v1", compile=True, n_envs=2, n_steps=8, device="cpu")
+
+
+def test_without_a_compiler_auto_is_eager_and_true_says_so(monkeypatch):
+    monkeypatch.setattr(compiled_descent.shutil, "which", lambda name: None)
+    agent = PPO("MlpPolicy", "CartPole-v1", **SMALL)
+    agent._total_timesteps = 10**8
+    assert not agent.compiled
+    with pytest.raises(ValueError, match=r"compile: torch needs a C\+\+ compiler"):
+        PPO("MlpPolicy", "CartPole-v1", compile=True, **SMALL).learn(160)

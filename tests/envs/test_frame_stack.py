@@ -206,7 +206,7 @@ def test_bounds_make_room_for_zeros() -> None:
 
 
 def test_everything_else_is_that_of_the_environments_inside() -> None:
-    inner = make_envs("Pendulum-v1", 2)
+    inner = make_envs("Pendulum-v1", 2, "sync")
     envs = FrameStack(inner, 2)
     assert (envs.num_envs, envs.name, envs.monitored) == (2, "Pendulum-v1", inner.monitored)
     assert (envs.restarts_rows, envs.resets_on_next_step) == (True, False)

@@ -10,12 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlopt import PPO, make_envs
 from rlopt.envs.classic_control import ClassicControlVectorEnv
 from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
+from rlopt.envs.mujoco_batch import MujocoVectorEnv
 from rlopt.envs.parallel import AsyncEnvironments
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.sync import SyncEnvironments
@@ -46,6 +48,27 @@ def test_many_of_an_id_with_a_native_implementation_use_it() -> None:
     registered = make_envs("CartPole-v1", num_envs=3, env_kwargs={"sutton_barto_reward": True})
     assert isinstance(registered, GymnasiumEnvironments)  # Gymnasium's own takes arguments
     assert registered.resets_on_next_step
+
+
+def test_many_of_a_mujoco_task_are_simulated_on_threads() -> None:
+    pytest.importorskip("mujoco.batch")
+    envs = make_envs("Swimmer-v5", num_envs=3)
+    assert isinstance(envs, GymnasiumEnvironments)
+    assert isinstance(envs.env, MujocoVectorEnv)
+    assert (envs.name, envs.backend_choice) == ("Swimmer-v5", f"threads: {envs.env.num_threads}")
+    assert envs.reset(seed=0).shape == (3, 8)
+    assert isinstance(make_envs("Swimmer-v5", backend="threads").env, MujocoVectorEnv)
+    assert isinstance(make_envs("Swimmer-v5"), SyncEnvironments)
+    assert isinstance(make_envs("Swimmer-v5", num_envs=2, env_kwargs={"frame_skip": 2}), SyncEnvironments)
+    assert isinstance(make_envs("Swimmer-v4", num_envs=2), SyncEnvironments)
+
+
+def test_threads_without_mujoco_say_what_to_install_and_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setitem(sys.modules, "mujoco.batch", None)  # as in MuJoCo 3
+    with pytest.raises(ImportError, match=r"backend: 'threads' needs MuJoCo 4.0 or later"):
+        make_envs("Swimmer-v5", num_envs=2, backend="threads")
+    assert isinstance(make_envs("Swimmer-v5", num_envs=2), SyncEnvironments)
 
 
 def test_an_id_may_run_in_worker_processes() -> None:
@@ -141,6 +164,18 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"backend": "native", "env_kwargs": {"g": 9.81}},
         r"backend: Pendulum-v1 has no native .* with these env_kwargs",
     ),
+    "no threads": ("CartPole-v1", {"backend": "threads"}, r"backend: CartPole-v1 has no implementation on threads; use 'sync'"),
+    "no threads of an older version": (
+        "Swimmer-v4",
+        {"backend": "threads"},
+        r"backend: Swimmer-v4 has no implementation on threads",
+    ),
+    "threads with arguments": (
+        "Swimmer-v5",
+        {"backend": "threads", "env_kwargs": {"frame_skip": 2}},
+        r"backend: Swimmer-v5 has no implementation on threads with these env_kwargs",
+    ),
+    "threads callable": (cartpole, {"backend": "threads"}, r"backend: 'threads' needs an environment id"),
     "native callable": (cartpole, {"backend": "native"}, r"backend: 'native' needs an environment id"),
     "envpool callable": (cartpole, {"backend": "envpool"}, r"backend: 'envpool' needs an environment id"),
     "arguments for a callable": (cartpole, {"env_kwargs": {"a": 1}}, r"env_kwargs: only an environment given by its id"),
@@ -167,7 +202,7 @@ def test_one_object_cannot_be_run_twice() -> None:
         make_envs([lambda: gym.wrappers.TimeLimit(env, 5), lambda: gym.wrappers.TimeLimit(env, 6)])
 
 
-@pytest.mark.parametrize("backend", ["sync", "async", "native", "envpool"])
+@pytest.mark.parametrize("backend", ["sync", "async", "native", "threads", "envpool"])
 def test_a_backend_for_an_environment_already_made_is_refused(backend: Any) -> None:
     for env in (SyncVectorEnv(factories(SCRIPT, 2)), DummyVecEnv(factories(SCRIPT, 2)), ScriptedEnv(SCRIPT, 0)):
         with pytest.raises(ValueError, match=rf"backend: '{backend}' needs an id or a callable"):
@@ -215,3 +250,11 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path: Path, monkeypatch
 def test_an_id_of_a_module_that_is_not_there_says_so() -> None:
     with pytest.raises(ImportError, match="not_a_package"):
         make_envs("not_a_package:Thing-v0")
+
+
+def test_an_id_that_a_user_registered_anew_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gym.spec("Pendulum-v1")
+    for change in ({"max_episode_steps": 1000}, {"kwargs": {"g": 9.81}}):
+        own = EnvSpec(**{"id": spec.id, "entry_point": spec.entry_point, "max_episode_steps": 200} | change)
+        monkeypatch.setitem(gym.registry, spec.id, own)
+        assert isinstance(make_envs("Pendulum-v1", 2), SyncEnvironments)
