@@ -141,20 +141,23 @@ class S2PG(ProximalAgent):
     def pass_over(self, batch: StatefulBatch, order: Tensor, clip_ranges: tuple[float, float]) -> list[Log]:
         """Steps of descent on the batch's minibatches, in this order."""
         logs: list[Log] = []
-        coefficients = Coefficients(*clip_ranges, self.ent_coef, self.vf_coef)
         if self.compiled:
             whole, order = self.whole_minibatches(order)
-            steps = self.compiled_steps(batch, whole, self.loss, coefficients, self.ratio)
+            steps = self.compiled_steps(batch, whole, self.loss, self.coefficients(clip_ranges), self.ratio)
             logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]
-        return logs + [self.descend(part, coefficients) for part in self.minibatches(batch, order)]
+        return logs + [self.descend(part, clip_ranges) for part in self.minibatches(batch, order)]
 
-    def descend(self, part: StatefulBatch, coefficients: Coefficients) -> Log:
+    def descend(self, part: StatefulBatch, clip_ranges: tuple[float, float]) -> Log:
         """One step of descent on a minibatch."""
-        loss, kept = self.loss(self.descent.module, part, coefficients)
+        loss, kept = self.loss(self.descent.module, part, self.coefficients(clip_ranges))
         return Log._make((*(x.detach() for x in kept), self.descent.step([loss], None, self.max_grad_norm)))
 
     def _without_compiled_form(self) -> None:
         return None
+
+    def coefficients(self, clip_ranges: tuple[float, float]) -> Coefficients:
+        """What the loss is made with."""
+        return Coefficients(*clip_ranges, self.ent_coef, self.vf_coef)
 
     def loss(self, module: Any, part: StatefulBatch, coefficients: Coefficients) -> tuple[Tensor, Any]:
         """The loss of a minibatch of B rows, and `Log` but for the gradient's norm."""
