@@ -8,6 +8,7 @@ Observations have 16 numbers, the kernel 64 units. All arms and all T take turns
 hits all of them; medians over rounds, after one that warms up. Where the rollout comes from is not timed.
 
     S2PG                      GRU; z is data
+    S2PG, compiled            the same with compile=True
     PPO                       no memory: the floor
     BPTT, whole rollouts      RecurrentPPO with S2PG's network, without and with ends of episodes (one step in 100)
     BPTT, step by step        the same loss and network, one call of the kernel a step, differentiated by autograd
@@ -23,6 +24,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +119,10 @@ def step_by_step(
     return results
 
 
-def stateful(num_steps: int, num_envs: int) -> Callable[[], None]:
+def stateful(num_steps: int, num_envs: int, compile: bool = False) -> Callable[[], None]:
     """S2PG."""
     common = {"n_steps": num_steps, "batch_size": num_steps * num_envs, "n_epochs": 1, "seed": 0, "device": "cpu"}
-    agent = S2PG("MlpPolicy", Noise(num_envs, 0.01), memory_size=UNITS, target_kl=None, **common)
+    agent = S2PG("MlpPolicy", Noise(num_envs, 0.01), memory_size=UNITS, target_kl=None, compile=compile, **common)
     batch = agent.stateful_advantages(agent.state.theta, agent.collector.steps(agent.state.theta, num_steps))
     return lambda: agent.update(agent.state, batch, 1.0)
 
@@ -192,6 +194,7 @@ def contrib(num_steps: int, num_envs: int) -> Callable[[], None] | None:
 
 ARMS: dict[str, Callable[[int, int], Callable[[], None] | None]] = {
     "S2PG": stateful,
+    "S2PG, compiled": partial(stateful, compile=True),
     "PPO, no memory": memoryless,
     "BPTT, whole rollouts, no ends": lambda t, n: recurrent(t, n, end=0.0),
     "BPTT, whole rollouts": recurrent,
