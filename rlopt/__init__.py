@@ -16,9 +16,11 @@ from rlopt.agents import (
     Agent,
     RecurrentPPO,
 )
+from rlopt.checkpoints import Checkpoints
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.vector import make_envs
 from rlopt.evaluation import evaluate
+from rlopt.flight_recorder import FlightRecorder
 from rlopt.rollout import Rollout
 from rlopt.sb3 import export_sb3, import_sb3
 from rlopt.schedules import Constant, Linear, Power
@@ -39,8 +41,10 @@ __all__ = [
     "SRVRPG",
     "STORMPG",
     "Agent",
+    "Checkpoints",
     "Constant",
     "EnvironmentFault",
+    "FlightRecorder",
     "Linear",
     "Power",
     "RecurrentPPO",

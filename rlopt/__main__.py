@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from rlopt.cli import evaluate_main, export_main, plot_main, train_main
+from rlopt.replaying import replay_main
 from rlopt.verification.run import verify_main
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -13,6 +14,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (evaluate_main, "play a trained agent"),
     "plot": (plot_main, "draw learning curves"),
     "export": (export_main, "write a trained agent as ONNX"),
+    "replay": (replay_main, "play updates again that went wrong, from the file of a flight recorder"),
     "verify": (verify_main, "check the estimators and agents against exact answers"),
 }
 

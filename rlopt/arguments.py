@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
+import numpy as np
+
 
 def check_number(
     name: str,
@@ -29,6 +31,12 @@ def check_number(
     elif at_least > -math.inf:
         words.append(f"of at least {at_least:g}")
     raise ValueError(f"{name}: expected {' '.join(words)}, got {value!r}".replace("a integer", "an integer"))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is True or False; 0 and 1 stand for them."""
+    if not isinstance(value, bool | np.bool_) and not (isinstance(value, Integral) and value in (0, 1)):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

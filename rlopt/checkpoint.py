@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -12,22 +11,31 @@ import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor
 
 from rlopt import archive as files
 from rlopt.archive import FORMAT, Archive
-from rlopt.envs.memory import encoded_size
-from rlopt.envs.spaces import ActionDecoder, ObservationEncoder
+from rlopt.blueprint import check_networks, check_weights, stored_weights, with_shared_extractors
+from rlopt.envs.vector import can_be_copied
+from rlopt.file_errors import as_file_errors, one_line, shortened
 from rlopt.plain_data import decode, decode_space, encode, encode_space, policy_name
-from rlopt.policies.distributions import noise_size
-from rlopt.policies.stateful import readable_spaces
+from rlopt.stored_arguments import check_stored_arguments
+from rlopt.tensor_checks import (
+    check_like,
+    check_moments,
+    check_statistics,
+    reward_statistics_like,
+    set_generator,
+)
 from rlopt.version import __version__
 
 if TYPE_CHECKING:
     from rlopt.agents.base import Agent
 
-SHARED_EXTRACTORS = ("pi_features_extractor.", "vf_features_extractor.")
+# Groups of tensors that an agent computes with: what is not finite there would spread without a word.
+FINITE = ("policy", "state.moments", "observation_normalizer", "reward_normalizer", "vec_normalize")
+NORMALIZERS = ("observation_normalizer", "reward_normalizer")
+MOST_ENVS = 4096  # that a file may have made
 
 
 def versions() -> dict[str, str]:
@@ -61,6 +69,7 @@ def describe(agent: Agent) -> dict[str, Any]:
         "num_timesteps": agent.num_timesteps,
         "state": {name: value for name, value in agent.state._asdict().items() if isinstance(value, int | float)},
         "entropy": agent._entropy,
+        "step_scale": agent.step_scale,
         "batches": agent._batches_of_state,
         "environments": agent.environments.episode_counters() if agent.environments is not None else None,
     }
@@ -69,7 +78,7 @@ def describe(agent: Agent) -> dict[str, Any]:
 def agent_tensors(agent: Agent) -> dict[str, Tensor]:
     """All tensors of an agent as "group/name"."""
     groups: dict[str, Mapping[str, Any]] = {
-        "policy": _policy_tensors(agent),
+        "policy": stored_weights(agent.policy),
         **_state_tensors(agent.state),
         "generators": {name: generator.get_state() for name, generator in agent.generators.items()},
     }
@@ -94,148 +103,93 @@ def restore(
     """The agent of an archive; see `Agent.load`."""
     data = archive.data
     if data["algorithm"] != cls.__name__:
-        raise ValueError(
-            f"path: the file holds an agent of {data['algorithm']}, not of {cls.__name__}; use {data['algorithm']}.load"
-        )
-    given = {name: value for name, value in custom_objects.items() if name in data["hyperparameters"]} | kwargs
-    arguments = {name: decode(name, value) for name, value in data["hyperparameters"].items() if name not in given} | given
-    if unknown := kwargs.keys() - data["hyperparameters"].keys() - {"policy", "preset", "device"}:
-        raise ValueError(f"load: {cls.__name__} has no argument {', '.join(sorted(unknown))}")
-    if kwargs.get("policy_kwargs") is not None:
-        _check_policy_kwargs(data, kwargs["policy_kwargs"])
-    policy = arguments.pop("policy", None) or data["policy"]
-    if policy not in cls.policy_aliases and isinstance(policy, str):
-        raise ValueError(
-            f"policy: the file was made with the class {policy}; pass it as load(..., policy={policy.split('.')[-1]})"
-        )
-    try:
+        named = one_line(data["algorithm"])
+        raise ValueError(f"path: the file holds an agent of {named}, not of {cls.__name__}; use {named}.load")
+    archive.check_finite(FINITE)
+    with as_file_errors(f"the file does not describe an agent of {cls.__name__}", arguments=True):
+        given = {name: value for name, value in custom_objects.items() if name in data["hyperparameters"]} | kwargs
+        stored = {name: decode(name, value) for name, value in data["hyperparameters"].items() if name not in given}
+        check_stored_arguments(cls, stored)
+        arguments = stored | given
+        if unknown := kwargs.keys() - data["hyperparameters"].keys() - {"policy", "preset", "device"}:
+            raise ValueError(f"load: {cls.__name__} has no argument {', '.join(sorted(unknown))}")
+        if kwargs.get("policy_kwargs") is not None:
+            _check_policy_kwargs(data, kwargs["policy_kwargs"])
+        policy = arguments.pop("policy", None) or data["policy"]
+        if isinstance(policy, str) and policy not in cls.policy_aliases:
+            named = one_line(policy)
+            raise ValueError(
+                f"policy: the file was made with the class {named}; pass it as load(..., policy={named.split('.')[-1]})"
+            )
         agent = cls(policy, None, **{**arguments, "device": device})  # type: ignore[call-arg]
+        if can_be_copied(env) and "n_envs" not in given and agent.n_envs > MOST_ENVS:
+            raise ValueError(f"n_envs: the file asks for {agent.n_envs} environments; to have them, pass n_envs=... to load")
         observation_space, action_space = _spaces(data)
-        _check_size(agent, observation_space, action_space, archive)
+        # The caller's own classes know what they build.
+        if isinstance(policy, str) and "policy_kwargs" not in given:
+            check_networks(agent, observation_space, action_space, archive.group("policy"))
         agent._setup_model(observation_space, action_space)
-    except (TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"path: the file does not describe an agent of {cls.__name__}: {error!r}") from error
-    try:
-        _load_tensors(agent, archive)
-    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"path: the file's tensors do not fit the agent that it describes: {error}") from error
-    agent.num_timesteps = data["num_timesteps"]
-    if isinstance(data.get("entropy"), int):
-        agent._entropy = data["entropy"]
-    agent._batches, agent._batches_of_state = _batches(data), _batches(data)
+    load_into(agent, archive)
     if env is not None:
         agent.set_env(env)
-        try:
+        with as_file_errors("the file's environment counters make no sense"):
             _restore_environments(agent, archive)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"path: the file's environment counters make no sense: {error!r}") from error
     return agent
 
 
-def _check_size(agent: Agent, observation_space: spaces.Space, action_space: spaces.Space, archive: Archive) -> None:
-    """Refuse networks larger than the weights that the file brings, before anything of their size is allocated."""
-    if agent.policy_class not in agent.policy_aliases:  # the caller's own class knows what it builds
-        return
-    stored = sum(tensor.numel() for tensor in archive.group("policy").values())
-    encoded, action = ObservationEncoder(observation_space).space, ActionDecoder(action_space).space
-    least = _least_of_towers(agent, encoded) if agent.memory is None else _least_of_memory(agent, encoded, action)
-    extractors = [agent.policy_kwargs.get(f"{of}features_extractor_kwargs") or {} for of in ("", "critic_")]
-    sizes = [noise_size(action) + least, *(x for kwargs in extractors for x in kwargs.values() if isinstance(x, int))]
-    if (needed := max(sizes)) > stored:
-        raise ValueError(f"path: the file describes networks of {needed} parameters or more, and brings {stored}")
+def load_into(agent: Agent, archive: Archive) -> None:
+    """Put an agent of the same make where the archive's was; its environments stay where they are.
 
-
-def _least_of_towers(agent: Agent, encoded: spaces.Space) -> int:
-    """Weights that the hidden layers of a memoryless policy cannot be without."""
-    inputs, (actor, critic) = _inputs(agent, encoded), _net_arch(agent)
-    return sum(_weights([inputs, *tower, 1]) for tower in (actor, critic))
-
-
-def _least_of_memory(agent: Agent, encoded: spaces.Space, action: spaces.Space) -> int:
-    """Weights that a policy with memory of H units cannot be without: its layers, and what leads into them."""
-    kwargs = agent.policy_kwargs
-    given = agent.memory_size if agent.memory_size is not None else kwargs.get("lstm_hidden_size", 1)
-    layers, encoder = kwargs.get("n_lstm_layers", 1), kwargs.get("encoder_size", 0)
-    sizes = {"units": given, "n_lstm_layers": layers, "encoder_size": encoder}
-    if not all(isinstance(size, int) and size >= 0 for size in sizes.values()):
-        raise ValueError(f"path: the file's sizes of memory make no sense: {sizes}")
-    seen, valued = (_inputs(agent, space) for space in readable_spaces(encoded))
-    valued = valued if kwargs.get("critic_features_extractor_class") is None else 0
-    previous = encoded_size(action) if kwargs.get("previous_action", agent.memory == "s2pg") else 0
-    actor, critic = _net_arch(agent)
-    # whether heads read features beside memory
-    stateful = kwargs.get("skip", not str(agent.policy_class).endswith("LstmPolicy"))
-    into_kernel = [seen + previous, encoder, given] if encoder else [0 if stateful else seen + previous, given]
-    return (
-        given * given * layers
-        + _weights(into_kernel)
-        + _weights([given + (seen if stateful else 0), *actor, 1])
-        + _weights([valued if stateful else given, *critic, 1])
-    )
-
-
-def _weights(widths: list[int]) -> int:
-    """Of fully connected layers."""
-    return sum(a * b for a, b in pairwise(widths))
-
-
-def _inputs(agent: Agent, space: spaces.Space) -> int:
-    """Numbers that a policy's first layer reads at least: 0 of images, and of what the caller's own extractor makes."""
-    entries = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    if "features_extractor_class" in agent.policy_kwargs:
-        return 0
-    return sum(get_flattened_obs_dim(entry) for entry in entries if not is_image_space(entry))
-
-
-def _net_arch(agent: Agent) -> tuple[list[int], list[int]]:
-    """Hidden layers of actor and critic, where the file states them."""
-    arch = agent.policy_kwargs.get("net_arch") or []
-    pi, vf = (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
-    return list(pi), list(vf)
+    Raises:
+        ValueError: the tensors or counters do not fit it.
+    """
+    data = archive.data
+    with as_file_errors("the file's tensors do not fit the agent that it describes"):
+        _load_tensors(agent, archive)
+    agent.num_timesteps = data["num_timesteps"]
+    if isinstance(data.get("entropy"), int) and data["entropy"] >= 0:
+        agent._entropy = data["entropy"]
+    agent.step_scale = data.get("step_scale", 1.0)
+    if not (isinstance(agent.step_scale, float) and 0.0 < agent.step_scale <= 1.0):
+        raise ValueError(f"path: the file's scale of steps makes no sense: {agent.step_scale!r}")
+    agent._batches.clear()  # the collector's too
+    agent._batches.update(_batches(data))
+    agent._batches_of_state = _batches(data)
+    if agent.collector is not None:
+        agent.collector.entropy = agent._entropy
 
 
 def _spaces(data: dict[str, Any]) -> tuple[spaces.Space, spaces.Space]:
     try:
         return decode_space(data["observation_space"]), decode_space(data["action_space"])
     except (ValueError, TypeError, KeyError, AssertionError) as error:
-        raise ValueError(f"path: the file's spaces make no sense: {error!r}") from error
+        raise ValueError(f"path: the file's spaces make no sense: {error}") from error
 
 
 def _batches(data: dict[str, Any]) -> dict[str, int]:
     """How many batches of episodes each stream has drawn; an older file does not say."""
     batches = data.get("batches", {})
     if not isinstance(batches, dict) or any(type(count) is not int or count < 0 for count in batches.values()):
-        raise ValueError(f"path: the file's numbers of batches make no sense: {batches!r}")
+        raise ValueError(f"path: the file's numbers of batches make no sense: {shortened(batches)}")
     return dict(batches)
 
 
 def _load_tensors(agent: Agent, archive: Archive) -> None:
-    agent.policy.load_state_dict(_with_shared_extractors(agent, archive.group("policy")))
+    check_weights(agent.policy, archive.group("policy"))
+    check_moments(archive.group("state.moments"), agent.state.theta)
+    agent.policy.load_state_dict(with_shared_extractors(agent.policy, archive.group("policy")))
     agent._adopt_given(_restored_state(agent.state, archive, agent.device))
     for name, state in archive.group("generators").items():
-        agent.generators[name].set_state(state)
-    observations, rewards = archive.group("observation_normalizer"), archive.group("reward_normalizer")
+        set_generator(agent.generators[name], state)
+    observations, rewards = ({key: value.numpy() for key, value in archive.group(name).items()} for name in NORMALIZERS)
     if agent.observation_normalizer is not None and observations:
-        agent.observation_normalizer.load_state({key: value.numpy() for key, value in observations.items()})
+        check_statistics(observations, agent.observation_normalizer.state())
+        agent.observation_normalizer.load_state(observations)
     if agent.normalize_rewards and rewards:
-        agent.reward_normalizer = agent._make_reward_normalizer(len(rewards["returns"]))
-        agent.reward_normalizer.load_state({key: value.numpy() for key, value in rewards.items()})
-
-
-def _policy_tensors(agent: Agent) -> dict[str, Tensor]:
-    """The policy's weights; a features extractor that actor and critic share is there under one of its three names."""
-    weights = agent.policy.state_dict()
-    if not agent.policy.share_features_extractor:
-        return weights
-    return {name: value for name, value in weights.items() if not name.startswith(SHARED_EXTRACTORS)}
-
-
-def _with_shared_extractors(agent: Agent, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_policy_tensors`."""
-    if not agent.policy.share_features_extractor:
-        return weights
-    extractor = {name: value for name, value in weights.items() if name.startswith("features_extractor.")}
-    return weights | {prefix[:3] + name: value for prefix in SHARED_EXTRACTORS for name, value in extractor.items()}
+        check_statistics(rewards, reward_statistics_like(rewards))
+        if agent.reward_normalizer is None:
+            agent.reward_normalizer = agent._make_reward_normalizer(len(rewards["returns"]))
+        agent.reward_normalizer.load_state(rewards)
 
 
 def _state_tensors(state: Any) -> dict[str, dict[str, Tensor]]:
@@ -258,10 +212,18 @@ def _restored_state(state: Any, archive: Archive, device: torch.device) -> Any:
         if isinstance(value, Mapping):
             fields[name] = stored
         elif isinstance(value, Tensor) and name != "theta" and (stored or value.numel()):
+            check_like(f"state.{name}", value, stored["value"])
             fields[name] = stored["value"]  # a field that begins empty may be younger than the file
         elif isinstance(value, int | float):
-            fields[name] = type(value)(archive.data["state"][name])
+            fields[name] = _stored_number(name, archive.data["state"][name], type(value))
     return state._replace(**fields)
+
+
+def _stored_number(name: str, value: Any, kind: type) -> Any:
+    """A counter, or another number of an algorithm's state."""
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        raise ValueError(f"state.{name}: expected a number of type {kind.__name__}, got {shortened(value)}")
+    return value
 
 
 def _restore_environments(agent: Agent, archive: Archive) -> None:
@@ -269,11 +231,19 @@ def _restore_environments(agent: Agent, archive: Archive) -> None:
     assert agent.environments is not None
     assert agent.collector is not None
     counters = archive.data.get("environments")
+    if counters is not None:
+        # Environments of every kind have these two; a negative one would be noticed when an episode begins.
+        numbers = [counters["run_seed"], *counters["episodes"]]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"{shortened(counters)} are no seed and numbers of episodes")
     if counters is not None and agent.environments.restore_episodes(counters):
         agent.collector.seed = None
     state, vec_normalize = archive.group("vec_normalize"), agent.get_vec_normalize_env()
     if state and vec_normalize is not None and vec_normalize.ret_rms.count < 1:
-        load_vec_normalize_state(vec_normalize, {key: value.numpy() for key, value in state.items()})
+        statistics = {key: value.numpy() for key, value in state.items()}
+        expected = vec_normalize_state(vec_normalize)
+        check_statistics(statistics, {key: value for key, value in expected.items() if key != "returns"})
+        load_vec_normalize_state(vec_normalize, statistics)
 
 
 def vec_normalize_state(env: Any) -> dict[str, Any]:
@@ -305,4 +275,4 @@ def _check_policy_kwargs(data: dict[str, Any], given: dict[str, Any]) -> None:
     stored = data["hyperparameters"].get("policy_kwargs") or {}
     mine = encode("policy_kwargs", given)
     if mine != stored:
-        raise ValueError(f"policy_kwargs: the file was made with {stored}, got {mine}")
+        raise ValueError(f"policy_kwargs: the file was made with {shortened(stored)}, got {shortened(mine)}")

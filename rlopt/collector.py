@@ -17,13 +17,13 @@ from torch import Tensor
 
 from rlopt.acting import Actor, make_actor
 from rlopt.arguments import check_number
-from rlopt.envs.base import EnvironmentFault, Environments, Step, fresh_seed, named
+from rlopt.envs.base import EnvironmentFault, Environments, Snapshot, Step, first_non_finite, fresh_seed, named
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import Array, ArrayTree, map_arrays, write_rows
 from rlopt.episodes import Assignment, batch_seeds, noise_of_steps, only_rows
 from rlopt.policies.distributions import draw_noise
 from rlopt.policies.functional import Functional
-from rlopt.records import Record, Tape, first_non_finite
+from rlopt.records import Record, Tape
 from rlopt.rollout import Rollout
 from rlopt.statistics import EpisodeStatistics
 
@@ -74,6 +74,7 @@ class Collector:
         num_timesteps: valid environment steps since construction; may be set.
         observations: what the policy sees next, or None before the first reset.
         on_start, on_end: called around every rollout, the former with its number of steps (0 where it is not known).
+        on_rollout: called with every rollout before it is returned.
         on_step: called after every vector step; a falsy answer raises `CollectionStopped`.
     """
 
@@ -102,6 +103,7 @@ class Collector:
         self.on_start: Callable[[int], None] | None = None
         self.on_step: Callable[[StepEvent], bool] | None = None
         self.on_end: Callable[[], None] | None = None
+        self.on_rollout: Callable[[Rollout], None] | None = None
         self.timers = Timers()
         self.observations: ArrayTree | None = None
         self.reset_pending = np.zeros(envs.num_envs, bool)
@@ -136,11 +138,8 @@ class Collector:
         write_rows(record.states, 0, self.observations)
         for t in range(num_steps):
             self._advance(actor, noise[t], module.squash, record, t)
-        record.check_finite(self.envs.name, self.num_timesteps)
-        rollout = record.arrays().rollout(module, self.device, slice(None))
-        if self.on_end is not None:
-            self.on_end()
-        return rollout
+        record.check_finite(self.envs, self.num_timesteps)
+        return self._ended(record.arrays().rollout(module, self.device, slice(None)))
 
     def episodes(
         self,
@@ -181,10 +180,53 @@ class Collector:
             rollout = self._gather(theta, Assignment(self.envs, num_episodes, horizon, self.statistics), *seeds, around)
         finally:
             self.observations = None  # whatever comes next begins new episodes
+        self.batches[stream] = number + 1
+        return self._ended(rollout)
+
+    def _ended(self, rollout: Rollout) -> Rollout:
         if self.on_end is not None:
             self.on_end()
-        self.batches[stream] = number + 1
+        if self.on_rollout is not None:
+            self.on_rollout(rollout)
         return rollout
+
+    def snapshot(self) -> Snapshot:
+        """Where the environments are, and what the policy sees next; statistics, normalisers, counters are others' to keep."""
+        kept = {"seed": self.seed, "observations": self.observations, "reset_pending": self.reset_pending}
+        return {**kept, "environments": self.envs.snapshot()}
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        """Go on from there; the environments that could not go back to where they were, which begin new episodes.
+
+        Raises:
+            ValueError, KeyError, TypeError: what a collector with as many of the same environments cannot have given.
+        """
+        self.seed, self.observations = snapshot["seed"], None
+        if snapshot["environments"] is None:
+            return list(range(self.envs.num_envs))
+        lost = self.envs.restore(snapshot["environments"])
+        if snapshot["observations"] is None or len(lost) == self.envs.num_envs:
+            return lost if snapshot["observations"] is not None else []
+        self._check_shapes(snapshot["observations"])
+        self.observations = map_arrays(np.copy, snapshot["observations"])
+        self.reset_pending = snapshot["reset_pending"].copy()
+        if lost:
+            self._restart(np.array(lost))
+        return lost
+
+    def _restart(self, rows: Array) -> None:
+        """New episodes in these environments [F], whose old ones count nowhere."""
+        assert self.observations is not None
+        first = self._normalized(self.envs.restart(rows), np.ones(len(rows), bool))
+        write_rows(self.observations, rows, first)
+        self.reset_pending[rows] = False
+        self._drop(rows)
+
+    def _drop(self, rows: Array) -> None:
+        """The unfinished episodes of these environments count nowhere."""
+        self.statistics.drop(rows)
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.returns[rows] = 0.0
 
     def _begin(self, seed: int | None, playing: Array) -> None:
         """New episodes in all environments; those that are `playing` [N] enter normalisers."""
@@ -208,6 +250,8 @@ class Collector:
         if valid is not None:
             record.mask[t] = valid
         record.write(t, actions, event.rewards, step.terminated, step.truncated)
+        if step.failed is not None:
+            record.cut_before(t, step.failed.nonzero()[0])
         write_rows(record.states, t + 1, event.new_observations)
         if event.step.final_observations is not None:
             record.add_finals(t, step.final_rows, event.step.final_observations)
@@ -255,10 +299,13 @@ class Collector:
 
     def _without_reset_rows(self, step: Step) -> tuple[Step, Array | None]:
         """The step with reset rows emptied, and which rows are valid, [N]; None for all."""
-        if not (self.envs.resets_on_next_step and np.count_nonzero(self.reset_pending)):
+        resets = self.envs.resets_on_next_step and np.count_nonzero(self.reset_pending)
+        if not resets and step.failed is None:
             return step, None
-        # What comes back on a reset row opens the new episode; its reward and flags mean nothing.
-        valid = ~self.reset_pending
+        # What comes back on a reset row opens the new episode; its reward and flags mean nothing. So it is where one failed.
+        valid = ~self.reset_pending if resets else np.ones(self.envs.num_envs, bool)
+        if step.failed is not None:
+            valid &= ~step.failed
         return only_rows(step, valid), valid
 
     def _see(self, actions: Array, env_actions: Array, step: Step, valid: Array | None, playing: Array) -> StepEvent:
@@ -294,6 +341,8 @@ class Collector:
         proceed = self.on_step is None or self.on_step(event)
         step = event.step
         self.statistics.add(step.rewards, valid, event.dones, step.infos)
+        if step.failed is not None:
+            self._drop(step.failed.nonzero()[0])
         if not proceed:
             raise CollectionStopped
 

@@ -22,7 +22,7 @@ def usable_device(device: torch.device | str) -> torch.device:
     """
     try:
         chosen = get_device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or another device of torch, got {device!r}") from None
     if str(device).startswith("cuda") and chosen.type == "cpu":
         warnings.warn(f"device: {device} is not available, using the CPU", stacklevel=3)

@@ -81,6 +81,7 @@ class Assignment:
         all_active, any_active: whether no environment idles, and whether not all do.
         players: [E], which environment played an episode.
         lengths, terminated, truncated: [E], of the episodes that are over.
+        num_dropped: episodes that were begun again because their environment broke.
     """
 
     def __init__(self, envs: Environments, num_episodes: int, horizon: int | None, statistics: EpisodeStatistics):
@@ -93,6 +94,7 @@ class Assignment:
         self.lengths = np.zeros(num_episodes, np.int64)
         self.terminated = np.zeros(num_episodes, bool)
         self.truncated = np.zeros(num_episodes, bool)
+        self.num_dropped = 0
         self._limit = horizon or MAX_EPISODE_STEPS
         self._num_started = 0
         self._places = np.full(envs.num_envs, -1)  # of the next row, t·E + e; −1 while an environment idles
@@ -132,6 +134,10 @@ class Assignment:
             step, valid = self._without_idle_rows(step, valid)
         places = self._places
         below = places + self.num_episodes
+        if step.failed is not None and (rows := (step.failed & self.active).nonzero()[0]).size:
+            places = places.copy()
+            places[rows] %= self.num_episodes  # back to its first step
+            self.num_dropped += len(rows)
         self._places = below if valid is None else np.where(valid, below, places)
         self._sure -= 1
         done = step.terminated | step.truncated

@@ -6,10 +6,12 @@ That is a first page of charts, hyper-parameters with the final result, the conf
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat, configure
+from stable_baselines3.common.utils import configure_logger, get_latest_run_id
 from torch import Tensor
 
 from rlopt.collector import Timers
@@ -162,6 +164,38 @@ def record_iteration(logger: Logger, metrics: Metrics, timers: Timers, seconds: 
     logger.record_mean("time/acting", timers.acting)
     logger.record_mean("time/stepping", timers.stepping)
     logger.record_mean("time/updating", seconds - timers.acting - timers.stepping)
+
+
+def run_logger(verbose: int, tensorboard_log: str | None, name: str, fresh: bool, continued: Path | None = None) -> Logger:
+    """SB3's logger of one run: tables for `verbose`, TensorBoard's files in TENSORBOARD_LOG/NAME_1, 2, …
+
+    Args:
+        verbose: 1 for tables on standard output.
+        tensorboard_log: where folders of runs are made; None for no files.
+        name: of the folder, before its number.
+        fresh: a new folder, which no other run gets, even one that starts at the same time; else the newest.
+        continued: the folder to go on with, in place of these.
+    """
+    if tensorboard_log is None:
+        return configure_logger(verbose, None, "", True)
+    if continued is None:
+        continued = _new_folder(Path(tensorboard_log), name) if fresh else _newest_folder(tensorboard_log, name)
+    return configure(str(continued), ["stdout", "tensorboard"] if verbose >= 1 else ["tensorboard"])
+
+
+def _newest_folder(tensorboard_log: str, name: str) -> Path:
+    return Path(tensorboard_log) / f"{name}_{get_latest_run_id(tensorboard_log, name)}"
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    number = get_latest_run_id(str(parent), name) + 1
+    while True:
+        folder = parent / f"{name}_{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run was faster
+            number += 1
 
 
 def tensorboard_writer(logger: Logger) -> Any | None:

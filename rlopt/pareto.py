@@ -16,6 +16,7 @@ from torch import Tensor
 from rlopt import archive as files
 from rlopt.arguments import check_number
 from rlopt.checkpoint import versions
+from rlopt.file_errors import as_file_errors
 from rlopt.indicators import (
     Floats,
     check_points,
@@ -27,6 +28,7 @@ from rlopt.indicators import (
 
 FILE_NAME = "pareto.zip"
 FIELDS = {"pareto": dict, "versions": dict}
+MOST_COMPARISONS = 2 * 10**9  # of numbers, each point with each
 SETTINGS = ("num_objectives", "objectives", "reference", "capacity", "tolerance")
 
 
@@ -163,6 +165,11 @@ class ParetoArchive:
 
     def save(self, path: str | Path) -> None:
         """Write one zip of safetensors and JSON, which appears whole or not at all; `.zip` is appended to a bare name."""
+        data, tensors = self.contents()
+        files.write(path, {"format": files.FORMAT, "versions": versions(), "pareto": data}, tensors)
+
+    def contents(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All of it, as JSON can hold it and tensors by name."""
         thetas = {id(member.theta): member.theta for member in self.members if member.theta is not None}
         places = {key: index for index, key in enumerate(thetas)}
         data = {
@@ -176,7 +183,7 @@ class ParetoArchive:
         }
         tensors = {f"theta/{index}": theta for index, theta in enumerate(thetas.values())}
         tensors["points"] = torch.from_numpy(self.points)
-        files.write(path, {"format": files.FORMAT, "versions": versions(), "pareto": data}, tensors)
+        return data, tensors
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -187,16 +194,29 @@ class ParetoArchive:
             ValueError: not such a file, or a damaged one.
         """
         contents = files.read(path, FIELDS)
-        data, tensors = contents.data["pareto"], contents.tensors
-        try:
+        contents.check_finite(("theta",))
+        return cls.from_contents(contents.data["pareto"], contents.tensors, str(path))
+
+    @classmethod
+    def from_contents(cls, data: dict[str, Any], tensors: Mapping[str, Tensor], path: str) -> Self:
+        """The inverse of `contents`; `path` is for messages.
+
+        Raises:
+            ValueError: damaged contents.
+        """
+        with as_file_errors(f"{path} holds no whole Pareto archive"):
+            if not tensors["points"].is_floating_point():
+                raise ValueError(f"its points are {tensors['points'].dtype}")
             points = check_points("points", tensors["points"].numpy(), data["num_objectives"])
+            if len(points) * points.size > MOST_COMPARISONS:
+                raise ValueError(f"it has {len(points):,} points, which would take minutes to compare")
             result = cls(**{name: data[name] for name in SETTINGS})
             thetas = [None if place is None else tensors[f"theta/{place}"] for place in data["thetas"]]
+            if any(theta is not None and (theta.ndim != 1 or not theta.is_floating_point()) for theta in thetas):
+                raise ValueError("some parameters are no vector of floats")
             members = [Member(*parts) for parts in zip(points, thetas, map(_plain, data["infos"]), strict=True)]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"path: {path} holds no whole Pareto archive: {error}") from error
-        if not nondominated(points).all():
-            raise ValueError(f"path: {path} holds no whole Pareto archive: some points dominate others")
+            if not nondominated(points).all():
+                raise ValueError("some points dominate others")
         result.members = tuple(members)
         return result
 

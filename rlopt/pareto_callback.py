@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.arguments import check_number
+from rlopt.envs.base import Environments, next_episodes, restore_next_episodes
+from rlopt.envs.vector import make_envs
 from rlopt.evaluation import VectorEvaluation, evaluate_objectives
 from rlopt.indicators import (
     Floats,
@@ -119,7 +122,7 @@ class ParetoCallback(BaseCallback):
         self.keep_parameters = keep_parameters
         self.last_points = np.empty((0, size))
         self._seed: int | None = seed
-        self._envs: list[Any] = [] if eval_env is None else [eval_env]
+        self._envs: list[Environments] = []
         self._evaluated: Tensor | None = None
         self._evaluated_at = 0
 
@@ -127,8 +130,9 @@ class ParetoCallback(BaseCallback):
         if not isinstance(self.model, Agent):
             raise ValueError(f"callback: ParetoCallback evaluates agents of rlopt, got {type(self.model).__name__}")
         if not self._envs:
-            assert self.make_eval_envs is not None
-            self._envs = [self.make_eval_envs(weights) for weights in self.weights]
+            make = self.make_eval_envs
+            given = [self.eval_env] if make is None else [make(weights) for weights in self.weights]
+            self._envs = [make_envs(envs) for envs in given]
         self.model.layout = with_front(self.model.layout, self.make_eval_envs is not None)
 
     def _on_training_start(self) -> None:
@@ -142,6 +146,24 @@ class ParetoCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self._has_changed():
             self._evaluate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What further evaluations and the archive depend on; see `rlopt.agents.callback_state`."""
+        data, tensors = self.archive.contents()
+        environments = [next_episodes(envs) for envs in self._envs]
+        counters = {"n_calls": self.n_calls, "num_timesteps": self.num_timesteps, "evaluated_at": self._evaluated_at}
+        changed = {"seed": self._seed, "has_changed": self._has_changed(), "last_points": self.last_points}
+        return {**counters, **changed, "archive": data, "tensors": tensors, "environments": environments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, after training has begun."""
+        self.n_calls, self.num_timesteps, self._evaluated_at = (state[k] for k in ("n_calls", "num_timesteps", "evaluated_at"))
+        tensors = {name: torch.as_tensor(value) for name, value in state["tensors"].items()}
+        self.archive = ParetoArchive.from_contents(state["archive"], tensors, "the checkpoint")
+        self._seed, self.last_points = state["seed"], np.asarray(state["last_points"])
+        self._evaluated = None if state["has_changed"] else self._agent.state.theta
+        for envs, snapshot in zip(self._envs, state["environments"], strict=True):
+            restore_next_episodes(envs, snapshot)
 
     @property
     def _agent(self) -> Agent:

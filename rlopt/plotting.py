@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rlopt.file_errors import one_line, shortened
+from rlopt.regular_file import open_regular
 from rlopt.run_folder import RunFolder
 
 Floats = NDArray[np.float64]
@@ -18,6 +22,7 @@ Statistic = Literal["mean", "iqm"]
 
 GRID_POINTS = 300
 RESAMPLES = 1000
+LONGEST_LABEL = 80
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -78,16 +83,26 @@ def read_run(folder: RunFolder, by: Sequence[str] = ()) -> TrainingRun:
     config = folder.read_config()
     if missing := [name for name in ("algo", "env", *by) if name not in config]:
         raise ValueError(f"by: {folder.config} has no setting {missing[0]!r}")
-    label = ", ".join([str(config["algo"]).upper(), *(f"{name} = {config[name]}" for name in by)])
+    label = ", ".join([plain_label(config["algo"]).upper(), *(f"{name} = {plain_label(config[name])}" for name in by)])
     try:
-        with folder.episodes.open(newline="", encoding="utf-8") as file:
-            rows = [(float(row["env_steps"]), float(row["return"])) for row in csv.DictReader(file)]
-    except (KeyError, TypeError, ValueError) as error:
+        with open_regular("runs", folder.episodes) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            numbers = array("d")  # a row of Python's would be many times what it is in the file
+            for row in csv.DictReader(text):
+                numbers.extend((float(row["env_steps"]), float(row["return"])))
+        steps, returns = np.array(numbers).reshape(-1, 2).T
+        if not (np.isfinite(steps) & np.isfinite(returns)).all():
+            raise ValueError("a number that is not finite")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"runs: {folder.episodes} is damaged, or its rewards are not single numbers: {error!r}") from None
-    if not rows:
+    if not len(steps):
         raise ValueError(f"runs: in {folder.path} no episode ended")
-    steps, returns = np.array(rows).T
-    return TrainingRun(label, str(config["env"]), steps, returns)
+    return TrainingRun(label, plain_label(config["env"]), steps, returns)
+
+
+def plain_label(value: Any) -> str:
+    """Text of a file for a picture: of bounded length, on one line, and no mathematics of matplotlib's."""
+    text = one_line(str(value) if isinstance(value, str | int | float) else shortened(value))
+    return (text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…").replace("$", r"\$")
 
 
 def learning_curve(runs: Sequence[TrainingRun], window: int, statistic: Statistic = "mean") -> Curve:

@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike
 
 from rlopt.indicators import Floats, check_points, nondominated
 from rlopt.pareto import FILE_NAME, ParetoArchive
-from rlopt.plotting import COLOURS
+from rlopt.plotting import COLOURS, plain_label
+from rlopt.regular_file import read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LARGEST_FRONT = 2**22  # bytes of a text file
+MOST_OBJECTIVES = 100  # each has an axis
 MARKERS = "osD^vP*"
 KNOWN_COLOUR = "0.45"
 
@@ -59,6 +62,8 @@ def front_figure(
     num_objectives = np.shape(sets[0].points)[-1]
     if num_objectives < 2:
         raise ValueError(f"sets: expected points of at least two objectives, got {num_objectives}")
+    if num_objectives > MOST_OBJECTIVES:
+        raise ValueError(f"sets: expected points of at most {MOST_OBJECTIVES} objectives, got {num_objectives}")
     sets = [PointSet(each.label, check_points("sets", each.points, num_objectives)) for each in sets]
     truth = None if known is None else check_points("known", known, num_objectives)
     names = [f"objective {k}" for k in range(num_objectives)] if objectives is None else list(objectives)
@@ -98,13 +103,15 @@ def read_front(path: Path) -> Floats:
     if path.suffix == ".zip":
         return ParetoArchive.load(path).points
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line.strip()[0] != "#"]
+        text = read_text("known", path, LARGEST_FRONT)
+        lines = [line for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
         rows = [line.split(",") for line in lines]
         if rows and not _is_number(rows[0][0]):
             del rows[0]
         points = np.array([[float(cell) for cell in row] for row in rows])
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"known: expected {path} to hold a point a line, its numbers separated by commas: {error}") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix("known: ")
+        raise ValueError(f"known: expected {path} to hold a point a line, its numbers separated by commas: {reason}") from None
     if not points.size:
         raise ValueError(f"known: expected {path} to hold a point a line, found none")
     return check_points("known", points)
@@ -130,8 +137,9 @@ def draw_fronts(files: Sequence[Path], out: Path, known: Floats | None = None, t
                 f"and {archive.num_objectives} in {file}"
             )
     sets = [PointSet(label, archive.points) for label, archive in zip(_labels(files), archives)]
+    names = archives[0].objectives and [plain_label(name) for name in archives[0].objectives]
     out.parent.mkdir(parents=True, exist_ok=True)
-    front_figure(sets, known, archives[0].objectives, title).savefig(out, dpi=150)
+    front_figure(sets, known, names, title).savefig(out, dpi=150)
 
 
 def _in_the_plane(figure: Figure, sets: list[PointSet], known: Floats | None, names: list[str]) -> None:

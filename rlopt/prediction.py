@@ -82,6 +82,7 @@ class Predictor:
             encoded = encoder(observation)
             # before normalisation, which would broadcast
             batched = is_vectorized_observation(encoded, encoder.space)  # type: ignore[arg-type]
+            _check_entries(encoder.space, encoded, batched)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"observation: expected {encoder.raw_space}, or a batch of that: {error}") from error
         return (encoded if batched else map_arrays(lambda array: np.asarray(array)[None], encoded)), batched
@@ -163,6 +164,21 @@ class Predictor:
             return distribution.mode().cpu().numpy()
         noise = draw_noise(self.policy.action_space, (batch_size(observations),), self.generator)
         return distribution.sample(noise.to(self.policy.device)).cpu().numpy()
+
+
+def _check_entries(space: spaces.Space, encoded: ArrayTree, batched: bool) -> None:
+    """Raises ValueError unless all entries are as many, and choices are among those that there are."""
+    entries = encoded if isinstance(encoded, dict) else {"": encoded}
+    if batched and len(sizes := {len(array) for array in entries.values()}) > 1:
+        raise ValueError(f"its entries are batches of different sizes: {sorted(sizes)}")
+    for name, array in entries.items():
+        part = space[name] if isinstance(space, spaces.Dict) else space
+        if not isinstance(part, spaces.Discrete | spaces.MultiDiscrete):
+            continue
+        num_choices = part.n if isinstance(part, spaces.Discrete) else part.nvec
+        whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
+        if not whole or not bool(((array >= 0) & (array < num_choices)).all()):
+            raise ValueError(f"{array.tolist()} is none of its choices, counted from 0")
 
 
 def batch_size(observations: ArrayTree) -> int:

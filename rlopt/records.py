@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rlopt.envs.base import EnvironmentFault, Environments, named
+from rlopt.envs.base import EnvironmentFault, Environments, first_non_finite, named
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays
 from rlopt.episodes import Assignment, Played
 from rlopt.rollout import Observations, Rollout, in_pieces, map_observations
@@ -86,6 +87,13 @@ class Record:
         self.terminated[t] = terminated
         self.truncated[t] = truncated
 
+    def cut_before(self, t: int, rows: Array) -> None:
+        """Environments `rows` [F] broke in step t: their episodes are cut at s_t, as if a limit had come; row t only resets."""
+        self.truncated[t, rows] = True  # masked; whoever divides rows into episodes divides here
+        if t > 0:
+            over = self.terminated[t - 1, rows] | self.truncated[t - 1, rows]
+            self.truncated[t - 1, rows[~over]] = True
+
     def add_finals(self, t: int, rows: Sequence[int] | Array, observations: ArrayTree) -> None:
         """s_{t+1} of environments that were reset within step t."""
         self.final_rows.append(t * self.mask.shape[1] + np.asarray(rows, np.int64))
@@ -105,7 +113,7 @@ class Record:
             no_states(self.states) if finals is None else finals,
         )
 
-    def check_finite(self, name: str, num_timesteps: int) -> None:
+    def check_finite(self, envs: Environments, num_timesteps: int) -> None:
         """Raises EnvironmentFault for the first value that is not finite: nothing was learned from it yet."""
         found = first_non_finite({**named(self.states), "reward": self.rewards})
         finals = concatenate(self.finals)
@@ -116,9 +124,11 @@ class Record:
                 found = found[0], divmod(row, self.mask.shape[1])
         if found is not None:
             field, (t, n, *_) = found
+            seed = envs.seed_of_episode(n, int((self.terminated | self.truncated)[t:, n].sum()))
+            episode = "" if seed is None else f", in the episode with seed {seed}"
             raise EnvironmentFault(
-                f"{name}: {field} of environment {n} is not finite at step {t} of the rollout that ended after "
-                f"{num_timesteps} environment steps; nothing was learned from this rollout"
+                f"{envs.name}: {field} of environment {n} is not finite at step {t} of the rollout that ended after "
+                f"{num_timesteps} environment steps{episode}; nothing was learned from this rollout"
             )
 
 
@@ -157,6 +167,9 @@ class Tape:
         places, shape = np.concatenate(self._places), (horizon, num_episodes)
         terminated, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
         terminated[last, every], truncated[last, every] = episodes.terminated, episodes.truncated
+        if episodes.num_dropped:
+            self._keep_only(episodes)
+            places = np.concatenate(self._places)
         states = self._states(places, (horizon + 1, num_episodes), envs.encoder.empty(0))
         return Arrays(
             states,
@@ -168,6 +181,21 @@ class Tape:
             NONE,
             no_states(states),
         )
+
+    def _keep_only(self, episodes: Assignment) -> None:
+        """Forget the rows of episodes that were dropped: of each place only what was played there last counts."""
+        num_episodes, seen = len(episodes.lengths), set[int]()
+        for i in reversed(range(len(self._places))):
+            places = self._places[i].tolist()
+            kept = [
+                row
+                for row, place in enumerate(places)
+                if place not in seen and place // num_episodes < episodes.lengths[place % num_episodes]
+            ]
+            seen.update(places[row] for row in kept)
+            self._observations[i] = map_arrays(partial(np.take, indices=kept, axis=0), self._observations[i])
+            self._actions[i], self._rewards[i] = self._actions[i][kept], self._rewards[i][kept]
+            self._places[i] = self._places[i][kept]
 
     def _states(self, places: Array, shape: tuple[int, int], like: ArrayTree) -> ArrayTree:
         places = np.concatenate([places, *self._final_places])
@@ -188,16 +216,6 @@ def scattered(pieces: Sequence[Array], places: Array, shape: tuple[int, int], dt
 def no_states(states: ArrayTree) -> ArrayTree:
     """[0, *obs] like states [T + 1, N, *obs]."""
     return map_arrays(lambda array: array[:0, 0], states)
-
-
-def first_non_finite(fields: dict[str, Array]) -> tuple[str, tuple[int, ...]] | None:
-    """The first field with a NaN or an infinity, and the index of it; None if all is finite."""
-    for field, array in fields.items():
-        if np.issubdtype(array.dtype, np.floating):
-            finite = np.isfinite(array)
-            if not finite.all():
-                return field, tuple(int(i) for i in np.argwhere(~finite)[0])
-    return None
 
 
 def _tensors(arrays: ArrayTree, device: torch.device) -> Observations:

@@ -5,7 +5,8 @@ versions.json    of Python, the libraries and the platform
 episodes.csv     a row for each finished training episode, written as it ends
 progress.csv     a row for each iteration: what the tables show
 events.out.*     the same for TensorBoard
-checkpoints/     agents under way
+checkpoints/     from which `--resume` goes on
+faults/          updates that went wrong; `rlopt replay` plays them again
 evaluations.npz  returns and lengths of the evaluations under way
 best_model.zip   the agent of the best of them
 pareto.zip       the Pareto archive, of runs with several objectives
@@ -26,6 +27,7 @@ import yaml
 
 from rlopt.agents.base import Agent
 from rlopt.checkpoint import versions
+from rlopt.plain_yaml import read_mapping
 
 EPISODE_COLUMNS = ("env_steps", "env", "return", "length", "seconds")
 
@@ -53,6 +55,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def faults(self) -> Path:
+        return self.path / "faults"
+
+    @property
     def model(self) -> Path:
         return self.path / "model.zip"
 
@@ -72,12 +78,10 @@ class RunFolder:
             ValueError: the folder has no config.yaml, or it is not a mapping of plain values.
         """
         try:
-            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"run: expected {self.path} to be a run folder with a config.yaml: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"run: expected {self.config} to hold a mapping of settings, got {type(config).__name__}")
-        return config
+            return read_mapping("run", self.config)
+        except (FileNotFoundError, ValueError) as error:
+            reason = str(error).removeprefix("run: ")
+            raise ValueError(f"run: expected {self.path} to be a run folder with a config.yaml: {reason}") from None
 
 
 def create_run_folder(run_dir: Path, algo: str, env: str, name: str | None = None) -> RunFolder:
@@ -112,15 +116,29 @@ def _numbered(parent: Path) -> Path:
             number += 1
 
 
+def resumed_run_folder(path: Path) -> RunFolder:
+    """The folder of a run that is to go on.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise ValueError(f"resume: expected the folder of a run, with a config.yaml, got {path}")
+    return folder
+
+
 class EpisodeLog:
-    """Writes a row to episodes.csv whenever a training episode of `agent` ends. A context manager."""
+    """Adds a row to episodes.csv whenever a training episode of `agent` ends. A context manager."""
 
     def __init__(self, path: Path, agent: Agent):
         self.agent = agent
         self.began = time.perf_counter()
-        self.file = path.open("w", newline="", encoding="utf-8", buffering=1)  # line by line: a crash keeps them
+        begun = path.exists() and path.stat().st_size > 0
+        self.file = path.open("a", newline="", encoding="utf-8", buffering=1)  # line by line: a crash keeps them
         self.writer = csv.writer(self.file)
-        self.writer.writerow(EPISODE_COLUMNS)
+        if not begun:
+            self.writer.writerow(EPISODE_COLUMNS)
 
     def __enter__(self) -> Self:
         self.agent.statistics.on_episode = self.add

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,20 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.agents.ppo import PPO
+from rlopt.archive import COUNTERS, LARGEST_DOCUMENT, existing
 from rlopt.envs.vector import make_envs
+from rlopt.file_errors import as_file_errors
+from rlopt.regular_file import open_regular
 from rlopt.schedules import Constant, Linear, Schedule, as_schedule
+from rlopt.stored_arguments import LARGEST_HYPERPARAMETER
+from rlopt.stored_zip import stored_zip
+from rlopt.torch_weights import read_weights
+
+MOST_MEMBERS = 64
 
 # Plain entries of SB3's `data` that are arguments of our PPO as they stand.
 SCALARS = (
@@ -42,8 +50,8 @@ SCALARS = (
 def import_sb3(path: Any, env: Any, policy: Any = None, **kwargs: Any) -> PPO:
     """A PPO with the weights and plain hyper-parameters of a file that SB3's PPO saved. Nothing in it is unpickled.
 
-    The weights are read by torch's restricted unpickler, which knows tensors only; whatever SB3 stored as a pickle
-    (spaces, schedules, the policy's class and arguments) is skipped and comes from the caller.
+    Of the pickle that tells where the weights are, only names, shapes and places are read (`rlopt.torch_weights`); whatever
+    else SB3 stored as a pickle (spaces, schedules, the policy's class and arguments) is skipped and comes from the caller.
 
     Args:
         path: SB3's zip, with or without the suffix.
@@ -55,27 +63,20 @@ def import_sb3(path: Any, env: Any, policy: Any = None, **kwargs: Any) -> PPO:
         FileNotFoundError: no such file.
         ValueError: not a file of SB3's PPO, or weights that do not fit the networks.
     """
-    source = Path(path)
-    if not source.is_file():
-        source = source.with_name(f"{source.name}.zip")
-    if not source.is_file():
-        raise FileNotFoundError(f"path: there is no file {path} (nor with .zip)")
+    source = existing(path)
     data, weights = _read(source)
-    scalars = {name: data[name] for name in SCALARS if isinstance(data.get(name), int | float) or data.get(name, "") is None}
-    if isinstance(data.get("learning_rate"), int | float):
+    scalars = {name: data[name] for name in SCALARS if _is_number(data.get(name)) or data.get(name, "") is None}
+    if _is_number(data.get("learning_rate")):
         scalars["learning_rate"] = data["learning_rate"]
     arguments = scalars | kwargs
     environments = make_envs(env, arguments.pop("n_envs", 1), arguments.pop("backend", "auto"), arguments.get("seed"))
     if policy is None:
         policy = _suggested_policy(weights, environments.encoder.space)
     agent = PPO(policy, environments, **arguments)
-    try:
+    with as_file_errors(f"the weights of {source} do not fit; were they made with other policy_kwargs?"):
         agent.policy.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"path: the weights of {source} do not fit; were they made with other policy_kwargs? {error}"
-        ) from error
-    agent.num_timesteps = int(data.get("num_timesteps", 0))
+    steps = data.get("num_timesteps", 0)
+    agent.num_timesteps = steps if type(steps) is int and 0 <= steps < COUNTERS else 0
     return agent
 
 
@@ -136,34 +137,29 @@ class _Spaces(gym.Env[Any, Any]):
         self.observation_space, self.action_space = observation_space, action_space
 
 
-def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            if not {"data", "policy.pth"} <= set(archive.namelist()):
+def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with as_file_errors(f"{source} is not a whole file of Stable-Baselines3"), open_regular("path", source) as file:
+        with stored_zip(file, MOST_MEMBERS) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            if not {"data", "policy.pth"} <= sizes.keys():
                 raise ValueError(f"path: {source} is a zip, but not one of Stable-Baselines3")
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError(f"path: {source} has compressed members; Stable-Baselines3 stores them as they are")
+            if sizes["data"] > LARGEST_DOCUMENT:
+                raise ValueError(f"its data have {sizes['data']:,} bytes, more than {LARGEST_DOCUMENT:,}")
             data = json.loads(archive.read("data"))
-            pickled = io.BytesIO(archive.read("policy.pth"))
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        RuntimeError,
-        EOFError,
-    ) as error:
-        raise ValueError(f"path: {source} is not a whole file of Stable-Baselines3: {error}") from error
-    try:
-        weights = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # the restricted unpickler raises whatever it stumbles over
-        raise ValueError(f"path: {source} is not a whole file of Stable-Baselines3: its weights: {error}") from error
+            stored = io.BytesIO(archive.read("policy.pth"))
+        weights = read_weights(stored)
     if not isinstance(data, dict) or not {"n_epochs", "gae_lambda"} <= data.keys():
         raise ValueError(f"path: {source} is not a file of Stable-Baselines3's PPO")
-    if not (isinstance(weights, dict) and any(str(name).startswith("action_net.") for name in weights)):
+    if not any(name.startswith("action_net.") for name in weights):
         raise ValueError(f"path: the weights in {source} are not those of an actor-critic policy")
+    if not all(weight.is_floating_point() and bool(weight.isfinite().all()) for weight in weights.values()):
+        raise ValueError(f"path: the weights in {source} are not all finite numbers")
     return data, weights
+
+
+def _is_number(value: Any) -> bool:
+    """Whether an entry can be a hyper-parameter; what SB3 pickled is none."""
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < LARGEST_HYPERPARAMETER
 
 
 def _suggested_policy(weights: dict[str, Any], space: spaces.Space) -> str:

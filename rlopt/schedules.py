@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from rlopt.arguments import check_number
+from rlopt.file_errors import shortened
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,17 @@ def as_iteration_schedule(name: str, value: Any) -> IterationSchedule:
         raise ValueError(f"{name}: expected a number, 'power:VALUE:EXPONENT' or a function of t, got {value!r}") from None
 
 
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """`factor` times the schedule."""
+    if factor == 1.0:
+        return schedule
+    if isinstance(schedule, Linear):
+        return replace(schedule, start=factor * schedule.start, end=factor * schedule.end)
+    if isinstance(schedule, Constant):
+        return Constant(factor * schedule.value)
+    return Custom(lambda progress: factor * schedule(progress))
+
+
 def schedule_to_data(name: str, schedule: Schedule | Power) -> dict[str, Any]:
     """The schedule as plain data for a file.
 
@@ -163,11 +177,20 @@ def schedule_to_data(name: str, schedule: Schedule | Power) -> dict[str, Any]:
 
 
 def schedule_from_data(data: dict[str, Any]) -> Schedule | Power:
-    """The inverse of `schedule_to_data`."""
+    """The inverse of `schedule_to_data`.
+
+    Raises:
+        ValueError: another kind of schedule, or what is no finite number; KeyError: a field is missing.
+    """
     if data.get("schedule") == "constant":
-        return Constant(float(data["value"]))
+        return Constant(_stored_number(data, "value"))
     if data.get("schedule") == "linear":
-        return Linear(float(data["start"]), float(data["end"]), float(data["end_fraction"]))
+        return Linear(*(_stored_number(data, field) for field in ("start", "end", "end_fraction")))
     if data.get("schedule") == "power":
-        return Power(float(data["value"]), float(data["exponent"]))
-    raise ValueError(f"unknown schedule in file: {data!r}")
+        return Power(_stored_number(data, "value"), _stored_number(data, "exponent"))
+    raise ValueError(f"unknown schedule in file: {shortened(data)}")
+
+
+def _stored_number(data: dict[str, Any], field: str) -> float:
+    check_number(field, data[field])
+    return float(data[field])

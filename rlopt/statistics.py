@@ -25,13 +25,14 @@ class EpisodeStatistics:
             and seconds `t`.
         successes: `info["is_success"]` of the last `window` episodes that had it.
         num_episodes: finished since the start.
+        num_dropped: left unfinished since the start, because the environment broke or could not be put back.
     """
 
     def __init__(self, num_envs: int, window: int = 100, monitored: bool = False):
         self.monitored = monitored
         self.recent: deque[EpisodeRecord] = deque(maxlen=window)
         self.successes: deque[float] = deque(maxlen=window)
-        self.num_episodes = 0
+        self.num_episodes = self.num_dropped = 0
         self.on_episode: Callable[[EpisodeRecord], None] | None = None
         self.started = time.time()
         self.begin(num_envs)
@@ -50,6 +51,22 @@ class EpisodeStatistics:
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
 
+    def snapshot(self) -> dict[str, Any]:
+        """All of it, as plain values and arrays."""
+        under_way = {"returns": self.returns.copy(), "lengths": self.lengths.copy()}
+        kept = {"recent": list(self.recent), "successes": list(self.successes), "num_episodes": self.num_episodes}
+        kept |= {"num_dropped": self.num_dropped}
+        return {**under_way, **kept, "seconds": time.time() - self.started}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """The inverse of `snapshot`; the clock goes on from there."""
+        self.returns, self.lengths = snapshot["returns"].copy(), snapshot["lengths"].copy()
+        for kept, entries in ((self.recent, snapshot["recent"]), (self.successes, snapshot["successes"])):
+            kept.clear()
+            kept.extend(entries)
+        self.num_episodes, self.num_dropped = snapshot["num_episodes"], snapshot["num_dropped"]
+        self.started = time.time() - snapshot["seconds"]
+
     def add(self, rewards: Array, valid: Array | None, done: Array, infos: Sequence[dict[str, Any]]) -> None:
         """Count one step: raw rewards [N] or [N, K], rows that count (None for all), episodes that ended."""
         if rewards.ndim == 2 and self.returns.ndim == 1:
@@ -63,6 +80,11 @@ class EpisodeStatistics:
         if np.count_nonzero(done):  # half the cost of `any`
             for row in done.nonzero()[0]:
                 self._finish(int(row), infos[int(row)])
+
+    def drop(self, rows: Array) -> None:
+        """The episodes of these environments [F] are void."""
+        self.returns[rows], self.lengths[rows] = 0.0, 0
+        self.num_dropped += len(rows)
 
     def ending(self, rewards: Array, done: Array) -> dict[int, EpisodeRecord]:
         """Records of the episodes that end with a step of these rewards, before `add` counts it; by environment."""

@@ -21,6 +21,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from rlopt.cli.signals import stopping_on_signals
 from rlopt.lm import REBELConfig, REBELTrainer
 from rlopt.lm.examples import count, digits, smollm2
 
@@ -121,7 +122,13 @@ def main() -> None:
     rewards = [load_function(text) for text in run["reward"]]
     rows, held_out = (load_rows(path) if path else None for path in (run["dataset"], run["eval_dataset"]))
     trainer = REBELTrainer(run["model"], rewards, REBELConfig(**given), rows, held_out, peft_config=lora)
-    trainer.train(resume_from_checkpoint=run["resume"])
+    with stopping_on_signals(trainer.request_stop, "train_lm") as signals:
+        trainer.train(resume_from_checkpoint=run["resume"])
+    if signals:
+        print(
+            f"stopped after {trainer.state.iteration} iterations; to go on, add --resume", file=sys.stderr
+        )
+        raise SystemExit(128 + signals[0])
     print(f"saved: {trainer.save_model()}")
 
 

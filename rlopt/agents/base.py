@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,7 +24,9 @@ from torch import Tensor
 
 from rlopt import archive, checkpoint
 from rlopt.agents.callbacks import CallbackLike, StepLocals, as_callback, listening
-from rlopt.arguments import check_choice, check_number, state_inherited_arguments
+from rlopt.arguments import check_choice, check_flag, check_number, state_inherited_arguments
+from rlopt.blueprint import check_weights, with_shared_extractors
+from rlopt.checkpoints import Checkpoints, NoCheckpoints
 from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
 from rlopt.device import threads_for, usable_device
@@ -32,13 +36,16 @@ from rlopt.envs.memory import Memory, MemoryActions, MemoryState
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
 from rlopt.envs.vector import Backend, can_be_copied, make_envs
-from rlopt.logging import LAYOUT, Layout, Metrics, add_configuration, add_first_page, record_iteration
+from rlopt.file_errors import as_file_errors
+from rlopt.flight_recorder import FlightRecorder, NoRecorder
+from rlopt.logging import LAYOUT, Layout, Metrics, add_configuration, add_first_page, record_iteration, run_logger
 from rlopt.policies import POLICY_ALIASES, Functional, bind_parameters, make_policy
 from rlopt.policies.stateful import as_actor_critic, make_stateful_policy
 from rlopt.prediction import Predictor
 from rlopt.rollout import Observations
-from rlopt.schedules import Schedule, ScheduleLike, as_schedule
+from rlopt.schedules import Schedule, ScheduleLike, as_schedule, scaled
 from rlopt.statistics import EpisodeStatistics, by_objective
+from rlopt.tensor_checks import check_moments
 
 
 class Agent(ABC):
@@ -62,6 +69,7 @@ class Agent(ABC):
     state: Any
     learning_rate: ScheduleLike = 0.0  # of the optimiser, for algorithms that have one
     gamma: float
+    step_scale = 1.0  # of all steps; halved whenever a flight recorder puts the agent back
     num_objectives: int | None = None  # K of a critic with a value for each
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -105,6 +113,8 @@ class Agent(ABC):
     ) -> None:
         """Store what all agents have and, if there is an environment, build everything."""
         self.policy_class: Any = policy
+        if not isinstance(policy_kwargs or {}, Mapping):
+            raise ValueError(f"policy_kwargs: expected a dictionary, got {policy_kwargs!r}")
         self.policy_kwargs = dict(policy_kwargs or {})
         if seed is not None:
             check_number("seed", seed, at_least=0, at_most=2**32 - 1, whole=True)
@@ -112,9 +122,21 @@ class Agent(ABC):
         self.device = usable_device(device)
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
+        for name, number in (("stats_window_size", stats_window_size), ("n_envs", n_envs)):
+            check_number(name, number, positive=True, whole=True)
         self.stats_window_size = stats_window_size
         self.n_envs, self.backend = n_envs, backend
+        flags = {
+            "normalize_observations": normalize_observations,
+            "normalize_rewards": normalize_rewards,
+            "carry_reward_returns": carry_reward_returns,
+        }
+        for name, flag in flags.items():
+            check_flag(name, flag)
         self.normalize_observations, self.normalize_rewards = normalize_observations, normalize_rewards
+        for name, bound in (("clip_observations", clip_observations), ("clip_rewards", clip_rewards)):
+            if bound != math.inf:  # which clips nothing
+                check_number(name, bound, positive=True)
         self.clip_observations, self.clip_rewards = clip_observations, clip_rewards
         self.carry_reward_returns = carry_reward_returns
         if memory is not None:
@@ -141,11 +163,7 @@ class Agent(ABC):
         self.encoder, self.decoder = ObservationEncoder(observation_space), ActionDecoder(action_space)
         self.generators = {name: torch.Generator() for name in ("actions", "minibatches", "prediction")}
         self.set_random_seed(self.seed)
-        arguments = self.policy_class, self.encoder.space, self.decoder.space, self.lr_schedule(1.0), self.policy_kwargs
-        if self.memory is None:
-            self.policy = make_policy(*arguments, self.num_objectives or 1)
-        else:
-            self.policy = self.memories[self.memory](*arguments, self.memory_size)
+        self.policy = self._make_policy(self.encoder.space, self.decoder.space)
         self.policy.to(self.device)
         self.observation_normalizer = (
             ObservationNormalizer(self.policy.observation_space, self.clip_observations)
@@ -158,6 +176,13 @@ class Agent(ABC):
         )
         self.functional = Functional(as_actor_critic(self.policy))
         self._adopt(self.init(self.functional.init()))
+
+    def _make_policy(self, observation_space: spaces.Space, action_space: spaces.Space) -> ActorCriticPolicy:
+        """New networks for encoded spaces."""
+        arguments = self.policy_class, observation_space, action_space, self.lr_schedule(1.0), self.policy_kwargs
+        if self.memory is None:
+            return make_policy(*arguments, self.num_objectives or 1)
+        return self.memories[self.memory](*arguments, self.memory_size)
 
     def _attach(self, environments: Environments) -> None:
         """Train in these environments from now on."""
@@ -241,6 +266,9 @@ class Agent(ABC):
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
+        checkpoints: Checkpoints | None = None,
+        recorder: FlightRecorder | None = None,
     ) -> Self:
         """Train for at least `total_timesteps` environment steps, in whole iterations.
 
@@ -251,11 +279,15 @@ class Agent(ABC):
             tb_log_name: the run's name under `tensorboard_log`; the algorithm's by default.
             reset_num_timesteps: start counting and episodes anew, in a new run folder.
             progress_bar: show one (needs tqdm and rich).
+            checkpoints: where to write files from which training goes on exactly, and whether to go on from one.
+            recorder: undoes updates that went wrong, and halves the steps; without one the first of them ends the training.
 
         Raises:
             ValueError: no environment; a reward vector for an algorithm of one reward.
             EnvironmentFault: the environment returned something that cannot be trained on.
-            FloatingPointError: an update gave parameters that are not finite; the ones before it are kept.
+            FloatingPointError: an update gave parameters that are not finite, or all that a `recorder` undid did not help; the
+                parameters before it are kept.
+            OSError: a checkpoint cannot be written; those before it are whole.
         """
         if self.collector is None:
             raise ValueError("env: the agent has no environment; call set_env(env) first")
@@ -263,57 +295,69 @@ class Agent(ABC):
         if log_interval is not None:
             check_number("log_interval", log_interval, positive=True, whole=True)
         tb_log_name = tb_log_name or type(self).__name__
-        collector, called = self.collector, as_callback(callback, progress_bar)
-        self._begin_learning(int(total_timesteps), reset_num_timesteps, tb_log_name)
-        local = StepLocals(
-            self,
-            {
-                "self": self,
-                "env": self.env,
-                "callback": called,
-                "rollout_buffer": None,
-                "total_timesteps": self._total_timesteps,
-                "log_interval": log_interval,
-                "tb_log_name": tb_log_name,
-                "reset_num_timesteps": reset_num_timesteps,
-                "progress_bar": progress_bar,
-                "iteration": 0,
-            },
-        )
-        if called is not None:
-            called.init_callback(self)  # type: ignore[arg-type]
-            called.on_training_start(local, globals())
-        add_first_page(self.logger, self.layout)  # after callbacks, which may have charts of their own
-        with listening(called, collector, local), threads_for(self.state.theta):
-            iteration = 0
-            while self.num_timesteps < self._total_timesteps:
-                collector.timers.reset()
-                began = time.perf_counter()
-                try:
-                    state, metrics = self.step(self.state, collector)
-                except CollectionStopped:
-                    self._forget_batches()
-                    break
-                except BaseException:  # a fault, or an interrupt: what was drawn of this iteration is drawn again
-                    self._forget_batches()
-                    raise
-                self._check_finite(state)
-                self._adopt(state)
-                iteration += 1
-                local["iteration"] = iteration
-                record_iteration(self.logger, metrics, collector.timers, time.perf_counter() - began)
-                if log_interval is not None and iteration % log_interval == 0:
-                    self.dump_logs(iteration)
-        if called is not None:
-            called.on_training_end()
+        called = as_callback(callback, progress_bar)
+        run = NoCheckpoints() if checkpoints is None else checkpoints
+        with closing(run):
+            self._begin_learning(int(total_timesteps), reset_num_timesteps, tb_log_name, run)
+            local = StepLocals(
+                self,
+                {
+                    "self": self,
+                    "env": self.env,
+                    "callback": called,
+                    "rollout_buffer": None,
+                    "total_timesteps": self._total_timesteps,
+                    "log_interval": log_interval,
+                    "tb_log_name": tb_log_name,
+                    "reset_num_timesteps": reset_num_timesteps,
+                    "progress_bar": progress_bar,
+                    "iteration": 0,
+                },
+            )
+            if called is not None:
+                called.init_callback(self)  # type: ignore[arg-type]
+                called.on_training_start(local, globals())
+            add_first_page(self.logger, self.layout)  # after callbacks, which may have charts of their own
+            with listening(called, self.collector, local), threads_for(self.state.theta):
+                self._iterate(local, run, NoRecorder() if recorder is None else recorder)
+            if called is not None:
+                called.on_training_end()
         return self
+
+    def _iterate(self, local: StepLocals, run: Checkpoints, recorder: FlightRecorder) -> None:
+        """Iterations up to the last, or until a callback or a request to stop ends them."""
+        collector, called, log_interval = self.collector, local["callback"], local["log_interval"]
+        assert collector is not None
+        iteration = run.begin(self, called)
+        while self.num_timesteps < self._total_timesteps:
+            collector.timers.reset()
+            began = time.perf_counter()
+            recorder.update_begins(self)
+            try:
+                state, metrics = self.step(self.state, collector)
+            except CollectionStopped:
+                self._forget_batches()
+                break
+            except BaseException:  # a fault, or an interrupt: what was drawn of this iteration is drawn again
+                self._forget_batches()
+                raise
+            if recorder.accepts(self, state, metrics):
+                self._adopt(state)
+            iteration += 1
+            local["iteration"] = iteration
+            record_iteration(self.logger, metrics, collector.timers, time.perf_counter() - began)
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+            if not run.iteration_ended(self, called, iteration):
+                break
+        run.training_ended(self, called, iteration)
 
     def _forget_batches(self) -> None:
         """Put the counts of batches back to those of the state: its iteration begins anew."""
         self._batches.clear()
         self._batches.update(self._batches_of_state)
 
-    def _begin_learning(self, total_timesteps: int, reset_num_timesteps: bool, tb_log_name: str) -> None:
+    def _begin_learning(self, total_timesteps: int, reset_num_timesteps: bool, tb_log_name: str, run: Checkpoints) -> None:
         assert self.collector is not None
         self.start_time = time.time_ns()
         if reset_num_timesteps:
@@ -329,15 +373,9 @@ class Agent(ABC):
         if self.reward_normalizer is not None:
             self.reward_normalizer.gamma = self.gamma
         if not self._custom_logger:
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+            continued = run.log_folder(self.tensorboard_log)
+            self._logger = run_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps, continued)
             add_configuration(self.logger, self.hyperparameters())
-
-    def _check_finite(self, state: Any) -> None:
-        if not bool(torch.isfinite(state.theta).all()):
-            raise FloatingPointError(
-                f"{type(self).__name__}: the update after {self.num_timesteps} environment steps gave parameters that are "
-                "not finite; those before it are kept. Try smaller steps or normalize_rewards=True"
-            )
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the recorded values, with episode statistics and speed, at the current step count."""
@@ -353,6 +391,10 @@ class Agent(ABC):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         if self.ep_success_buffer:
             self.logger.record("rollout/success_rate", safe_mean(list(self.ep_success_buffer)))
+        if self.statistics.num_dropped:
+            self.logger.record("rollout/dropped_episodes", self.statistics.num_dropped)
+        if self.step_scale < 1.0:
+            self.logger.record("train/step_scale", self.step_scale)
         self.logger.dump(step=self.num_timesteps)
 
     # ------------------------------------------------------------------ prediction
@@ -497,12 +539,16 @@ class Agent(ABC):
             device: accepted for SB3's sake; the agent stays on its device.
 
         Raises:
-            ValueError: unknown or, with `exact_match`, missing names.
-            RuntimeError: tensors of other shapes.
+            FileNotFoundError: no such file.
+            ValueError: unknown or, with `exact_match`, missing names; a damaged file, or one of other networks.
+            RuntimeError: tensors of other shapes in a dictionary.
         """
         del device
         source = load_path_or_dict
-        given = source if isinstance(source, dict) else archive.read(source).parameters()
+        if not isinstance(source, dict):
+            self._set_stored_parameters(source, exact_match)
+            return
+        given = source
         known = {"policy", "policy.optimizer"}
         if unknown := given.keys() - known:
             raise ValueError(f"load_path_or_dict: expected the keys {sorted(known)}, got also {sorted(unknown)}")
@@ -520,6 +566,22 @@ class Agent(ABC):
         if "policy.optimizer" in given and hasattr(self.state, "moments"):
             moments = {key: torch.as_tensor(value).to(self.device) for key, value in given["policy.optimizer"].items()}
             self._adopt_given(self.state._replace(moments=moments))
+
+    def _set_stored_parameters(self, path: Any, exact_match: bool) -> None:
+        """`set_parameters` from a file, whose tensors are checked as those of `load` are.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, a damaged one, or one of other networks.
+        """
+        contents = archive.read(path)
+        contents.check_finite(checkpoint.FINITE)
+        with as_file_errors("the file's tensors do not fit the agent"):
+            parameters = contents.parameters()
+            if exact_match:
+                check_weights(self.policy, parameters["policy"])
+            check_moments(parameters["policy.optimizer"], self.state.theta)
+            parameters["policy"] = with_shared_extractors(self.policy, parameters["policy"])
+            self.set_parameters(parameters, exact_match)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Every argument of the constructor but the policy, the environment and what belongs to this machine."""
@@ -630,7 +692,7 @@ class Agent(ABC):
     @property
     def lr_schedule(self) -> Schedule:
         """`learning_rate`, as it is now, as a function of the remaining progress."""
-        return as_schedule("learning_rate", self.learning_rate)
+        return scaled(as_schedule("learning_rate", self.learning_rate), self.step_scale)
 
     @property
     def ep_info_buffer(self) -> Any:

@@ -296,7 +296,7 @@ class EpisodicAgent(Agent):
 
     def _step_size(self, iteration: int) -> float:
         """α_t."""
-        value = float(as_iteration_schedule("step_size", self.step_size)(iteration))
+        value = self.step_scale * float(as_iteration_schedule("step_size", self.step_size)(iteration))
         check_number("step_size", value, positive=True)
         return value
 

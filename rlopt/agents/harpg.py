@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from rlopt.agents.episodic import EpisodicAgent, EpisodicState
-from rlopt.arguments import check_choice, check_number
+from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import Weighting, hessian_vector_product
 from rlopt.logging import BOUND, CORRECTION, HESSIAN, Metrics, episodic_layout
@@ -68,6 +68,7 @@ class HARPG(EpisodicAgent):
         **common: Any,
     ):
         self.step_size, self.momentum, self.normalize = step_size, momentum, normalize
+        check_flag("normalize", normalize)
         self.num_hessian_episodes, self.num_points = num_hessian_episodes, num_points
         check_number("num_episodes", common.get("num_episodes", 10), positive=True, whole=True)
         self.hvp, self.max_correction = hvp, max_correction

@@ -130,6 +130,6 @@ class MOTSIVRPG(MultiObjectiveAgent):
 
     def _radius(self, iteration: int) -> float:
         """δ_t."""
-        value = float(as_iteration_schedule("radius", self.radius)(iteration))
+        value = self.step_scale * float(as_iteration_schedule("radius", self.radius)(iteration))
         check_number("radius", value, positive=True)
         return value

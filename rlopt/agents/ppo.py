@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
 from rlopt.agents.weighing import Objectives, as_weighing
-from rlopt.arguments import check_choice, check_number
+from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
 from rlopt.compiled_descent import Compile
 from rlopt.envs.base import Environments
@@ -143,6 +143,10 @@ class PPO(ProximalAgent):
         self.value_clip = value_clip
         self.bootstrap_truncation = bootstrap_truncation
         self.schedule_from = schedule_from
+        if num_objectives is not None:
+            check_number("num_objectives", num_objectives, positive=True, whole=True)
+            if utility is None and num_objectives > 1:
+                raise ValueError(f"num_objectives: {num_objectives} rewards need a utility, got utility=None")
         self.utility, self.num_objectives = utility, num_objectives
         self._weighing = as_weighing(utility)
         if self._weighing is not None:
@@ -371,6 +375,7 @@ class PPO(ProximalAgent):
 
     def _check_own(self) -> None:
         check_number("clip_range", as_schedule("clip_range", self.clip_range)(1.0), at_least=0)
+        check_flag("bootstrap_truncation", self.bootstrap_truncation)
         check_choice("value_clip", self.value_clip, ("prediction", "maximum"))
         check_choice("schedule_from", self.schedule_from, ("rollout_end", "rollout_start"))
         if self.clip_range_vf is not None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.base import Agent
-from rlopt.arguments import check_number
+from rlopt.arguments import check_flag, check_number
 from rlopt.compiled_descent import Compile, CompiledDescent, Limits, Loss, Taken, cannot_compile, predicted_saving
 from rlopt.descent import Descent, Moments
 from rlopt.envs.vector import Backend
@@ -378,6 +378,7 @@ class ProximalAgent(Agent):
             check_number(name, getattr(self, name), at_least=0, at_most=1)
         for name in ("ent_coef", "vf_coef"):
             check_number(name, getattr(self, name))
+        check_flag("normalize_advantage", self.normalize_advantage)
         if self.compile not in ("auto", True, False):
             raise ValueError(f"compile: expected 'auto', True or False, got {self.compile!r}")
         check_number("max_grad_norm", self.max_grad_norm, positive=True)

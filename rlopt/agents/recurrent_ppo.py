@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.proximal import ProximalAgent, ProximalState
-from rlopt.arguments import check_number
+from rlopt.arguments import check_flag, check_number
 from rlopt.collector import Collector
 from rlopt.envs.memory import MEMORY
 from rlopt.estimators import (
@@ -133,6 +133,7 @@ class RecurrentPPO(ProximalAgent):
     ):
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.chunk_length, self.refresh_states = chunk_length, refresh_states
+        check_flag("refresh_states", refresh_states)
         check_number("clip_range", as_schedule("clip_range", clip_range)(1.0), at_least=0)
         if clip_range_vf is not None:
             check_number("clip_range_vf", as_schedule("clip_range_vf", clip_range_vf)(1.0), positive=True)

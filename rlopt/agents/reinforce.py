@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.episodic import EpisodicAgent, EpisodicState
+from rlopt.arguments import check_flag
 from rlopt.collector import Collector
 from rlopt.logging import Metrics
 from rlopt.presets import with_preset
@@ -39,6 +40,7 @@ class REINFORCE(EpisodicAgent):
         **common: Any,
     ):
         self.step_size, self.momentum, self.normalize = step_size, momentum, normalize
+        check_flag("normalize", normalize)
         super().__init__(policy, env, **common)
 
     def init(self, theta: Tensor) -> EpisodicState:

@@ -68,11 +68,12 @@ class SRVRPG(EpisodicAgent):
             correction, weights = self.weighted_difference(gradient, state.previous, batch)
             metrics |= {**weights, "correction_norm": correction.norm()}
         direction = corrected_momentum(state.direction, gradient, correction, float(restart))
-        truncated = self.radius is not None and bool(alpha * direction.norm() > self.radius)
-        if self.radius is None:
+        delta = None if self.radius is None else self.step_scale * self.radius
+        truncated = delta is not None and bool(alpha * direction.norm() > delta)
+        if delta is None:
             theta = scaled_step(state.theta, direction, alpha)
         else:
-            theta = truncated_step(state.theta, direction, alpha, self.radius)
+            theta = truncated_step(state.theta, direction, alpha, delta)
 
         following = self.advance(state, theta, direction, gradient, batch, size)
         following = following._replace(num_truncated=state.num_truncated + truncated)

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.episodic import EpisodicAgent
-from rlopt.arguments import check_choice, check_number
+from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import Weighting
 from rlopt.logging import BOUND, CORRECTION, WEIGHTS, Metrics, episodic_layout
@@ -69,6 +69,7 @@ class STORMPG(EpisodicAgent):
         **common: Any,
     ):
         self.step_size, self.momentum, self.normalize = step_size, momentum, normalize
+        check_flag("normalize", normalize)
         self.num_initial, self.weighting, self.max_correction, self.adaptive = num_initial, weighting, max_correction, adaptive
         self._check_storm()
         super().__init__(policy, env, **common)
@@ -106,7 +107,7 @@ class STORMPG(EpisodicAgent):
             return self._momentum(iteration), self._step_size(iteration)
         k, m, c = self.adaptive
         last, now = (k / (m + float(squares)) ** (1 / 3) for squares in (before, after))
-        return (1.0 if iteration == 0 else min(1.0, c * last**2)), now
+        return (1.0 if iteration == 0 else min(1.0, c * last**2)), self.step_scale * now
 
     @property
     def _first_batch(self) -> int:

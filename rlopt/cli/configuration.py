@@ -13,6 +13,8 @@ import yaml
 from stable_baselines3.common import torch_layers
 
 from rlopt.arguments import did_you_mean
+from rlopt.file_errors import shortened
+from rlopt.plain_yaml import parse, read_mapping
 
 EXTRACTORS = ("stable_baselines3.common.torch_layers", torch_layers, torch_layers.BaseFeaturesExtractor)
 # In `policy_kwargs` these name a class, which is looked up in one module; nothing is evaluated or imported.
@@ -31,9 +33,9 @@ def parse_mapping(text: str) -> dict[str, Any]:
         ValueError: not YAML, a YAML tag, or not a mapping.
     """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected a YAML mapping of plain values, got {text!r}: {_first_line(error)}") from None
+        value = parse(text)
+    except ValueError as error:
+        raise ValueError(f"expected a YAML mapping of plain values, got {text!r}: {error}") from None
     return _as_mapping(value)
 
 
@@ -62,14 +64,9 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: no such file, not YAML, a YAML tag, or not a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: expected a YAML file, but {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is not YAML of plain values: {_first_line(error)}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"config: expected {path} to hold a mapping of settings, got {type(value).__name__}")
-    return value
+        return read_mapping("config", path)
+    except FileNotFoundError:
+        raise ValueError(f"config: expected a YAML file, but {path} cannot be read: it is not there") from None
 
 
 def checked_config(config: Mapping[str, Any], types: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -86,8 +83,8 @@ def checked_config(config: Mapping[str, Any], types: Mapping[str, Any], source: 
     for name in config:
         if name not in types:
             aliases = {"n_envs": "; did you mean 'num_envs'?", "n_timesteps": "; did you mean 'total_timesteps'?"}
-            hint = aliases.get(name) or did_you_mean(name, types)
-            raise ValueError(f"config: {source} has the unknown setting {name!r}{hint}")
+            hint = aliases.get(name) or did_you_mean(str(name)[:40], types)
+            raise ValueError(f"config: {source} has the unknown setting {shortened(name)}{hint}")
     return {name: conform(name, value, types[name]) for name, value in config.items()}
 
 
@@ -102,7 +99,7 @@ def conform(name: str, value: Any, hint: Any) -> Any:
         converted = _converted(name, value, member)
         if converted is not _REFUSED:
             return converted
-    raise ValueError(f"{name}: expected {' or '.join(map(describe_type, members))}, got {value!r}")
+    raise ValueError(f"{name}: expected {' or '.join(map(describe_type, members))}, got {shortened(value)}")
 
 
 def describe_type(hint: Any) -> str:
@@ -165,7 +162,7 @@ def _as_float(value: Any) -> Any:
         return _REFUSED
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return _REFUSED
 
 
@@ -173,7 +170,3 @@ def _as_mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a mapping such as {{key: value}}, got {value!r}")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

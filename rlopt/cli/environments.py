@@ -16,6 +16,7 @@ from rlopt.envs.frame_stack import FrameStack
 from rlopt.envs.preferences import Preferences
 from rlopt.envs.privileged import ShowState
 from rlopt.envs.vector import Backend, find_spec, make_env, make_envs, missing_extra
+from rlopt.file_errors import shortened
 from rlopt.indicators import Floats, simplex_lattice
 from rlopt.policies.stateful import readable_spaces
 
@@ -93,10 +94,10 @@ def training_envs(
         else:
             envs = make_envs(env, num_envs, backend, seed, env_kwargs)
         return FrameStack(envs, frame_stack) if frame_stack > 1 else envs
-    except TypeError as error:
+    except (TypeError, LookupError, AttributeError, AssertionError) as error:
         if not env_kwargs:
             raise
-        raise ValueError(f"env_kwargs: {env} refuses {env_kwargs}: {error}") from error
+        raise ValueError(f"env_kwargs: {env} refuses {shortened(env_kwargs)}: {error!r}") from error
 
 
 def evaluation_envs(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import gymnasium as gym
 
+from rlopt.file_errors import one_line
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -17,5 +19,5 @@ def bad_input_exits(program: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError, gym.error.Error) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None

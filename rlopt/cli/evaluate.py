@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from rlopt.cli.errors import bad_input_exits
 from rlopt.envs.preferences import Preferences
 from rlopt.envs.vector import Backend
 from rlopt.evaluation import Evaluation, evaluate
+from rlopt.file_errors import shortened
 from rlopt.indicators import Floats
 from rlopt.objectives import check_preferences
 from rlopt.pareto import FILE_NAME
@@ -43,6 +45,7 @@ Examples:
     rlopt-evaluate agent.zip --env CartPole-v1 --stochastic
     rlopt-evaluate runs/ppo/deep-sea-treasure-v0/1 --preference 0.9 0.1"""
 
+MOST_FRAMES = 1_000  # that a run's config.yaml may have stacked
 Modes = tyro.conf.create_mutex_group(required=False)
 
 
@@ -126,7 +129,7 @@ def find_task(settings: EvaluationSettings) -> tuple[Path, Task]:
         ValueError: no such file, a folder that is not a run's, or an environment that nobody named.
     """
     path = settings.run
-    if path.is_dir():
+    if os.path.isdir(path):  # which no name upsets
         folder = RunFolder(path)
         config = folder.read_config()
         file = folder.best_model if settings.best else folder.model
@@ -138,7 +141,7 @@ def find_task(settings: EvaluationSettings) -> tuple[Path, Task]:
             raise ValueError(f"best: expected a run folder beside it, got the file {path}")
         file = path
         parents = (RunFolder(parent) for parent in path.absolute().parents[:2])
-        config = next((folder.read_config() for folder in parents if folder.config.is_file()), {})
+        config = next((folder.read_config() for folder in parents if os.path.exists(folder.config)), {})
     env = settings.env or config.get("env")
     if env is None:
         raise ValueError(f"env: {path} is not in a run folder; name the environment with --env")
@@ -146,10 +149,12 @@ def find_task(settings: EvaluationSettings) -> tuple[Path, Task]:
         raise ValueError(f"env: the run's {env} names a module to import; if you trust it, say so with --env {env}")
     same = env == config.get("env")
     backend: Backend = "envpool" if same and config.get("backend") == "envpool" else "sync"
-    env_kwargs = settings.env_kwargs or (dict(config.get("env_kwargs") or {}) if same else {})
+    env_kwargs = settings.env_kwargs or ((config.get("env_kwargs") or {}) if same else {})
+    if not isinstance(env_kwargs, dict):
+        raise ValueError(f"env_kwargs: expected the run to have a mapping, got {shortened(env_kwargs)}")
     # What the agent sees, whatever the environment; runs of older versions have no word of it.
     frame_stack = settings.frame_stack or config.get("frame_stack", 1)
-    check_number("frame_stack", frame_stack, positive=True, whole=True)
+    check_number("frame_stack", frame_stack, at_least=1, at_most=MOST_FRAMES, whole=True)
     show_state = settings.show_state or (same and bool(config.get("show_state", False)))
     return file, Task(str(env), backend, env_kwargs, frame_stack, show_state=show_state)
 
@@ -163,10 +168,10 @@ def load_agent(file: Path, device: str) -> Agent:
     try:
         name = archive.read(file).data["algorithm"]
     except (ValueError, OSError) as error:
-        raise ValueError(f"run: {str(error).removeprefix('path: ')}") from error
+        raise ValueError(f"run: {str(error).removeprefix('path: ')}") from None
     classes = {cls.__name__: cls for cls in ALGORITHMS.values()}
     if name not in classes:
-        raise ValueError(f"run: {file} holds an agent of {name!r}, expected one of {', '.join(classes)}")
+        raise ValueError(f"run: {file} holds an agent of {shortened(name)}, expected one of {', '.join(classes)}")
     return classes[name].load(file, device=device)
 
 

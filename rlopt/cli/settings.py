@@ -16,8 +16,10 @@ from rlopt.arguments import did_you_mean
 from rlopt.cli.configuration import YamlMapping, checked_config, read_config
 from rlopt.cli.hyperparameters import hyperparameter_class, hyperparameter_types
 from rlopt.device import usable_device
+from rlopt.envs.base import OnError
 from rlopt.envs.vector import Backend, find_spec
 from rlopt.presets import preset_values
+from rlopt.run_folder import resumed_run_folder
 
 DESCRIPTION = """Train an agent, and keep everything about it in one folder.
 
@@ -29,6 +31,7 @@ Examples:
     rlopt-train --env HalfCheetah-v5 --total-timesteps 1000000 --seed 3 --eval-freq 50000
     rlopt-train --env Pendulum-v1 --learning-rate linear:1e-3 --policy-kwargs "{net_arch: [64, 64], activation_fn: ReLU}"
     rlopt-train --config runs/ppo/CartPole-v1/1/config.yaml --seed 1 --json
+    rlopt-train --resume runs/ppo/CartPole-v1/1
     rlopt-train --env deep-sea-treasure-v0 --utility preferences --reference 0 -50 --eval-freq 20000"""
 
 
@@ -57,6 +60,10 @@ class RunSettings:
     """Environments side by side."""
     backend: Backend = "auto"
     """How they are stepped: "sync" here, "async" in worker processes, "native" as one object, "threads" (MuJoCo), "envpool"."""
+    on_env_error: OnError = "raise"
+    """What becomes of an environment that breaks: "raise" ends the run, "restart" makes it anew and drops its episode."""
+    env_timeout: float | None = None
+    """Seconds after which an environment in a worker process (--backend async) is taken for hung."""
     seed: int = 0
     """Of everything random in the run."""
     device: str = "auto"
@@ -72,8 +79,18 @@ class RunSettings:
     reference: tuple[float, ...] = ()
     """Of several objectives: a number for each, worse than all that one cares for. Evaluations then keep an archive of what
     was not dominated, and tell its hypervolume above this point."""
-    save_freq: int = 0
-    """Environment steps between checkpoints; 0 saves only the final model."""
+    save_freq: int = 100_000
+    """Environment steps between checkpoints, from which `--resume` goes on exactly; 0 makes them only at the end, or when the
+    run is stopped by Ctrl-C or SIGTERM."""
+    keep_last: int = 3
+    """Checkpoints to keep, the newest."""
+    keep_best: int = 1
+    """Checkpoints to keep besides, those with the highest training return."""
+    max_rollbacks: int = 5
+    """How often an update that went wrong (parameters or a loss that are not finite, an exploding KL) is undone and steps are
+    halved, before that ends the training."""
+    resume: Path | None = None
+    """Go on with the run in this folder, from its newest checkpoint, with its settings. A flag wins over them."""
     run_dir: Path = Path("runs")
     """Where run folders are made: RUN_DIR/ALGO/ENV/1, 2, …"""
     run_name: str | None = None
@@ -89,7 +106,7 @@ class RunSettings:
 
 
 # Not part of what a run computes, so not in its config.yaml.
-ABOUT_OUTPUT = {"config", "run_dir", "run_name", "verbose", "progress", "video", "json"}
+ABOUT_OUTPUT = {"config", "resume", "run_dir", "run_name", "verbose", "progress", "video", "json"}
 
 
 @dataclass(frozen=True)
@@ -123,10 +140,18 @@ def parse_settings(argv: list[str], program: str = "rlopt-train") -> Settings:
         SystemExit: flags that do not exist or have the wrong type, after a message; or --help.
     """
     flags = _first_look(argv, program)
+    if "resume" in flags:
+        if "config" in flags:
+            raise ValueError("config: --resume reads the run's own settings; give one of the two")
+        flags["config"] = str(resumed_run_folder(Path(flags["resume"])).config)
     config = read_config(Path(flags["config"])) if "config" in flags else {}
     chosen = {name: str(flags.get(name, config.get(name, default))) for name, default in _DECISIVE.items()}
     algorithm = known_algorithm(chosen["algo"])
-    run_types = {name: kind for name, kind in get_type_hints(RunSettings, include_extras=True).items() if name != "config"}
+    run_types = {
+        name: kind
+        for name, kind in get_type_hints(RunSettings, include_extras=True).items()
+        if name not in ("config", "resume")
+    }
     types = run_types | hyperparameter_types(algorithm, set(run_types))
     config = checked_config(config, types, flags.get("config", ""))
     if "env" not in flags and ":" in str(config.get("env", "")):
@@ -175,7 +200,7 @@ _DECISIVE = {"algo": "ppo", "env": "CartPole-v1", "preset": "tuned", "backend": 
 def _first_look(argv: list[str], program: str) -> dict[str, str]:
     """The flags that decide about others, where they are given."""
     parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name in (*_DECISIVE, "config"):
+    for name in (*_DECISIVE, "config", "resume"):
         parser.add_argument(f"--{name}")
     return vars(parser.parse_known_args(argv)[0])
 
@@ -186,7 +211,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_ranges(run: RunSettings) -> None:
-    at_least = {"total_timesteps": 1, "frame_stack": 1, "num_envs": 1, "eval_freq": 0, "eval_episodes": 1, "save_freq": 0}
+    at_least = {"total_timesteps": 1, "frame_stack": 1, "num_envs": 1, "eval_freq": 0, "eval_episodes": 1}
+    at_least |= {"save_freq": 0, "keep_last": 1, "keep_best": 0, "max_rollbacks": 0}
     for name, least in at_least.items():
         value = getattr(run, name)
         if value < least:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 
 from rlopt.agents import Agent
 from rlopt.agents.weighing import PREFERENCES
+from rlopt.checkpoints import Checkpoints
 from rlopt.cli.configuration import with_classes
 from rlopt.cli.environments import (
     EVALUATION_SEED,
@@ -31,14 +31,17 @@ from rlopt.cli.environments import (
 from rlopt.cli.errors import BAD_INPUT, FAILED, INTERRUPTED, bad_input_exits
 from rlopt.cli.progress import TrainingProgress
 from rlopt.cli.settings import RunSettings, Settings, parse_settings
+from rlopt.cli.signals import stopping_on_signals
 from rlopt.envs.base import EnvironmentFault, Environments
 from rlopt.envs.facade import as_vec_env
 from rlopt.envs.preferences import Preferences
 from rlopt.evaluation import Evaluation, evaluate
+from rlopt.flight_recorder import FlightRecorder
 from rlopt.indicators import hypervolume
+from rlopt.log_files import continued_logger, rewind_table, tables_on
 from rlopt.logging import add_configuration, add_hyperparameters, add_video
 from rlopt.pareto_callback import ParetoCallback
-from rlopt.run_folder import EpisodeLog, RunFolder, create_run_folder
+from rlopt.run_folder import EpisodeLog, RunFolder, create_run_folder, resumed_run_folder
 from rlopt.statistics import as_text, by_objective
 from rlopt.video import frames_per_second, gif_bytes, record_episode
 
@@ -47,7 +50,8 @@ PROGRAM = "rlopt-train"
 MAX_EVALUATION_ENVS = 8
 MAX_VIDEO_FRAMES = 500
 # Errors of these arguments show in training only: an environment that pays other rewards, a return beyond f's domain.
-SHOWN_BY_TRAINING = ("env: ", "utility: ", "reference: ")
+BEFORE_TRAINING = ("env: ", "checkpoints: ")  # which the first steps show, before anything was learned
+SHOWN_BY_TRAINING = (*BEFORE_TRAINING, "utility: ", "reference: ")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Run:
     folder: RunFolder
     evaluation_envs: Environments
     callbacks: list[BaseCallback]
+    checkpoints: Checkpoints
+    begun: int  # environment steps that the run had when it was stopped; 0 of a new one
 
     @property
     def pareto(self) -> ParetoCallback | None:
@@ -78,7 +84,7 @@ def train_main(argv: Sequence[str] | None = None) -> None:
     """Train an agent as the command line says.
 
     Raises:
-        SystemExit: 2 for bad input, 1 for training that failed, 130 for Ctrl-C, each after a message.
+        SystemExit: 2 for bad input, 1 for training that failed, 130 for Ctrl-C, 143 for SIGTERM, each after a message.
     """
     with bad_input_exits(PROGRAM):
         run = prepare(parse_settings(list(sys.argv[1:] if argv is None else argv), PROGRAM))
@@ -91,8 +97,9 @@ def _train(run: Run) -> None:
     human = sys.stderr if run.settings.run.json else sys.stdout
     print(_headline(run), file=human, flush=True)
     try:
-        seconds = learn(run)
-    except KeyboardInterrupt:
+        with stopping_on_signals(run.checkpoints.request_stop, PROGRAM) as signals:
+            seconds = learn(run)
+    except KeyboardInterrupt:  # the second one
         run.agent.save(run.folder.model)
         print(f"{PROGRAM}: interrupted after {run.agent.num_timesteps} steps; saved {run.folder.model}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -100,15 +107,23 @@ def _train(run: Run) -> None:
         run.agent.save(run.folder.model)
         print(f"{PROGRAM}: training failed: {error}; saved {run.folder.model}", file=sys.stderr)
         raise SystemExit(FAILED) from None
+    except OSError as error:  # a full disk: nothing more can be saved, and what was is whole
+        print(f"{PROGRAM}: training failed: {error}", file=sys.stderr)
+        raise SystemExit(FAILED) from None
     except ValueError as error:
         if not str(error).startswith(SHOWN_BY_TRAINING):
             raise
         saved = ""
-        if not str(error).startswith("env: "):  # which the first steps show, before anything was learned
+        if not str(error).startswith(BEFORE_TRAINING):
             run.agent.save(run.folder.model)
             saved = f"; saved {run.folder.model}"
         print(f"{PROGRAM}: error: {error}{saved}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
+    if signals:
+        run.agent.save(run.folder.model)
+        resume = f"{_program('rlopt-train')} --resume {shlex.quote(str(run.folder.path))}"
+        print(f"{PROGRAM}: stopped after {run.agent.num_timesteps} steps; to go on: {resume}", file=sys.stderr)
+        raise SystemExit(128 + signals[0])
     finish(run, seconds, human)
 
 
@@ -124,6 +139,8 @@ def prepare(settings: Settings) -> Run:
     preferences = arguments.get("utility") == PREFERENCES
     task = Task(chosen.env, chosen.backend, chosen.env_kwargs, chosen.frame_stack, preferences, chosen.show_state)
     envs = task.training(chosen.num_envs, chosen.seed)
+    if chosen.on_env_error != "raise" or chosen.env_timeout is not None:
+        envs.handle_faults(chosen.on_env_error, chosen.env_timeout)
     evaluating = task.evaluation(min(chosen.eval_episodes, MAX_EVALUATION_ENVS), chosen.seed + EVALUATION_SEED)
     _check_reference(chosen, evaluating)
     policy = suitable_policy(envs.encoder.space, arguments.get("memory")) if chosen.policy == "auto" else chosen.policy
@@ -131,12 +148,21 @@ def prepare(settings: Settings) -> Run:
     agent = settings.algorithm(policy, envs, policy_kwargs=policy_kwargs, seed=chosen.seed, device=chosen.device, **arguments)  # type: ignore[call-arg]
     if arguments.get("utility") is not None:
         agent.check_rewards(paid_rewards(evaluating))  # environments that do not say it have to be stepped
-    folder = create_run_folder(chosen.run_dir, chosen.algo, chosen.env, chosen.run_name)
+    if chosen.resume is None:
+        folder = create_run_folder(chosen.run_dir, chosen.algo, chosen.env, chosen.run_name)
+    else:
+        folder = resumed_run_folder(chosen.resume)
+    checkpoints = Checkpoints(
+        folder.checkpoints, chosen.save_freq, chosen.keep_last, chosen.keep_best, chosen.resume is not None
+    )
+    begun = checkpoints.rewind_logs(folder.path)
+    rewind_table(folder.episodes, "env_steps", begun)
     configuration = settings.configuration() | {"policy": policy}
     folder.write_description(configuration)
-    agent.set_logger(configure(str(folder.path), [*(["stdout"] if chosen.verbose else []), "csv", "tensorboard"]))
+    agent.set_logger(continued_logger(folder.path, tables_on(sys.stdout) if chosen.verbose else []))
     add_configuration(agent.logger, configuration | {"backend_choice": envs.backend_choice})
-    return Run(settings, task, agent, folder, evaluating, _callbacks(chosen, task, folder, evaluating))
+    callbacks = _callbacks(chosen, task, folder, evaluating)
+    return Run(settings, task, agent, folder, evaluating, callbacks, checkpoints, begun)
 
 
 def learn(run: Run) -> float:
@@ -144,7 +170,8 @@ def learn(run: Run) -> float:
     chosen = run.settings.run
     began = time.perf_counter()
     with EpisodeLog(run.folder.episodes, run.agent), TrainingProgress(run.agent, chosen.total_timesteps, chosen.progress):
-        run.agent.learn(chosen.total_timesteps, callback=run.callbacks or None)
+        recorder = FlightRecorder(run.folder.faults, max_rollbacks=chosen.max_rollbacks)
+        run.agent.learn(chosen.total_timesteps, run.callbacks or None, checkpoints=run.checkpoints, recorder=recorder)
     return time.perf_counter() - began
 
 
@@ -187,9 +214,6 @@ def _check_reference(chosen: RunSettings, envs: Environments) -> None:
 def _callbacks(chosen: RunSettings, task: Task, folder: RunFolder, envs: Environments) -> list[BaseCallback]:
     """SB3's callbacks count calls, one for a step of all environments."""
     callbacks: list[BaseCallback] = []
-    if chosen.save_freq:
-        calls = max(chosen.save_freq // chosen.num_envs, 1)
-        callbacks.append(CheckpointCallback(calls, str(folder.checkpoints), name_prefix="rl_model"))
     if chosen.reference:
         callbacks.append(_pareto_callback(chosen, task, folder, envs))
     elif chosen.eval_freq:
@@ -261,7 +285,7 @@ def _result(run: Run, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         "eval_mean_return": np.asarray(evaluation.mean).tolist(),
         "eval_std_return": np.asarray(evaluation.std).tolist(),
         "seconds": round(seconds, 3),
-        "steps_per_second": round(agent.num_timesteps / seconds, 1),
+        "steps_per_second": round((agent.num_timesteps - run.begun) / seconds, 1),
         "run_dir": str(run.folder.path),
         **({} if run.pareto is None else _front(run.pareto)),
     }
@@ -278,7 +302,8 @@ def _headline(run: Run) -> str:
     envs = run.agent.environments
     how = f" ({envs.backend_choice})" if envs is not None and envs.backend_choice else ""
     where = f"{agent.n_envs} environment{'s' if agent.n_envs > 1 else ''}{how}, networks on {agent.device}"
-    task = f"{type(agent).__name__} in {chosen.env}: {chosen.total_timesteps:,} steps"
+    begun = f" from {run.begun:,} on" if run.begun else ""
+    task = f"{type(agent).__name__} in {chosen.env}: {chosen.total_timesteps:,} steps{begun}"
     return f"{task}, {where}, seed {chosen.seed} → {run.folder.path}"
 
 

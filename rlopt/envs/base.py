@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -14,6 +14,11 @@ from rlopt.envs.reward_space import Announced
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder, map_arrays
 
 Info = dict[str, Any]
+Snapshot = dict[str, Any]
+"""Where environments are, as nested dictionaries and lists of plain values and arrays."""
+
+
+OnError = Literal["raise", "restart"]
 
 
 class Step(NamedTuple):
@@ -28,6 +33,8 @@ class Step(NamedTuple):
         final_rows: [F] indices of environments that were reset within this step.
         final_observations: [F, *obs], encoded: their last observation before that reset; None if F is 0.
         infos: one dictionary an environment, built when it is read.
+        failed: [N] bool, environments that broke and were made anew: their episode is void, the observation opens another
+            one. None for nobody.
     """
 
     observations: ArrayTree
@@ -37,6 +44,7 @@ class Step(NamedTuple):
     final_rows: Sequence[int] | Array
     final_observations: ArrayTree | None
     infos: Sequence[Info]
+    failed: Array | None = None
 
 
 class Environments(ABC):
@@ -102,6 +110,30 @@ class Environments(ABC):
         """
         raise NotImplementedError(f"{self.name} cannot restart single environments")
 
+    def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
+        """What becomes of an environment that breaks.
+
+        Args:
+            on_error: "raise" ends the training; "restart" makes the environment anew and drops its unfinished episode.
+            timeout: seconds after which an environment in a worker process is taken for hung; None waits for ever.
+
+        Raises:
+            ValueError: these environments cannot be made anew one by one, or do not run in processes of their own.
+        """
+        if on_error == "restart":
+            raise ValueError(f"on_error: {self.name} cannot make single environments anew; give an id or callables")
+        if timeout is not None:
+            raise ValueError(
+                f"timeout: {self.name} does not run in worker processes, which alone can be given up; use backend='async'"
+            )
+
+    def seed_of_episode(self, row: int, ended_since: int) -> int | None:
+        """The seed of the episode that environment `row` played this many episode ends ago; None if it had none of its own."""
+        counters = self.episode_counters()
+        if counters is None or counters["episodes"][row] <= ended_since:
+            return None
+        return episode_seed(counters["run_seed"], row, counters["episodes"][row] - 1 - ended_since)
+
     @abstractmethod
     def close(self) -> None:
         """Release what the environments hold. Safe to call twice."""
@@ -113,6 +145,18 @@ class Environments(ABC):
     def restore_episodes(self, counters: dict[str, Any]) -> bool:
         """Go on after these episodes, if the counters are of as many environments; whether that was possible."""
         return False
+
+    def snapshot(self) -> Snapshot | None:
+        """Where the environments are, amid their episodes, with their random numbers; None of those that cannot tell."""
+        return None
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        """Go back to where others of this kind were; the environments that could not, which have to begin new episodes.
+
+        Raises:
+            ValueError, KeyError, TypeError: what no environments of this kind, and of this number, have given.
+        """
+        return list(range(self.num_envs))
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         """An attribute of single environments, looked up through their wrappers."""
@@ -166,7 +210,7 @@ class Environments(ABC):
 
     def _warn_if_reused(self, step: Step) -> None:
         """An environment that reuses its array shows the reset observation as the final one; say so, once."""
-        if self._reuse_warned or step.final_observations is None:
+        if self._reuse_warned or step.final_observations is None or self.encoder.scalars_only:
             return
         finals, firsts = named(step.final_observations), named(step.observations)
         for i, row in enumerate(step.final_rows):
@@ -204,11 +248,30 @@ def spread(step: Step, rows: Sequence[int], num_envs: int) -> Step:
         places[np.asarray(step.final_rows, np.int64)].tolist(),
         step.final_observations,
         infos,
+        None if step.failed is None else full(step.failed),
     )
+
+
+class EnvironmentRestarted(UserWarning):
+    """An environment broke and was made anew; the message names environment, step, the episode's seed, and what it did."""
 
 
 class EnvironmentFault(RuntimeError):
     """An environment returned something that cannot be trained on. The message names environment, step and field."""
+
+
+def next_episodes(envs: Environments) -> Snapshot | None:
+    """What episodes depend on that have not begun yet: those under way count for nothing."""
+    counters = envs.episode_counters()
+    return envs.snapshot() if counters is None else {"counters": counters}
+
+
+def restore_next_episodes(envs: Environments, snapshot: Snapshot | None) -> None:
+    """The inverse of `next_episodes`."""
+    if snapshot is not None and "counters" in snapshot:
+        envs.restore_episodes(snapshot["counters"])
+    elif snapshot is not None:
+        envs.restore(snapshot)
 
 
 def episode_seed(run_seed: int, environment: int, episode: int) -> int:
@@ -226,6 +289,24 @@ def named(observations: ArrayTree) -> dict[str, Array]:
     if isinstance(observations, dict):
         return {f"observation {key!r}": value for key, value in observations.items()}
     return {"observation": observations}
+
+
+def first_non_finite(fields: dict[str, Array]) -> tuple[str, tuple[int, ...]] | None:
+    """The first field with a NaN or an infinity, and the index of it; None if all is finite."""
+    for field, array in fields.items():
+        if np.issubdtype(array.dtype, np.floating):
+            finite = np.isfinite(array)
+            if not finite.all():
+                return field, tuple(int(i) for i in np.argwhere(~finite)[0])
+    return None
+
+
+def same_observations(some: ArrayTree, others: ArrayTree) -> bool:
+    """Whether two observations are equal to the bit, shapes and keys included."""
+    mine, theirs = named(some), named(others)
+    return mine.keys() == theirs.keys() and all(
+        np.array_equal(mine[field], theirs[field], equal_nan=np.issubdtype(mine[field].dtype, np.floating)) for field in mine
+    )
 
 
 def check_rewards(rewards: Array, num_envs: int, name: str) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.base import Environments, Snapshot, fresh_seed, next_episodes, restore_next_episodes
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.spaces import Array
 from rlopt.envs.wrapper import innermost
@@ -94,6 +94,15 @@ class VecEnvFacade(DummyVecEnv):
                 f"env: {self.environments.name} pays {self.environments.num_objectives} rewards a step; Stable-Baselines3's "
                 "evaluate_policy and EvalCallback add up one; use rlopt.evaluate, whose returns are vectors"
             )
+
+    def snapshot(self) -> Snapshot:
+        """The environments' random numbers; episodes under way are for who steps it to begin anew."""
+        return {"seed": self._seed_value, "environments": next_episodes(self.environments)}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The inverse of `snapshot`."""
+        self._seed_value = snapshot["seed"]
+        restore_next_episodes(self.environments, snapshot["environments"])
 
     def close(self) -> None:
         self.environments.close()

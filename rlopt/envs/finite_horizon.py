@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlopt.envs.row_generators import RowGenerators
+from rlopt.envs.row_generators import RowGenerators, generator_state, restored_generator
 from rlopt.envs.spaces import Array, ArrayTree
 
 
@@ -81,6 +81,26 @@ class FiniteHorizonVectorEnv(VectorEnv):
         truncated = (self.steps >= self.horizon) & ~terminated
         self.ended = terminated | truncated
         return self._observations(self.states), rewards, terminated, truncated, self.infos
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the copies are, and their random numbers."""
+        states = None if self.states is None else self.states.copy()
+        copies = {"states": states, "steps": self.steps.copy(), "ended": self.ended.copy()}
+        return {**copies, "generator": generator_state(self.np_random)}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """The inverse of `snapshot`.
+
+        Raises:
+            ValueError, KeyError, TypeError: what as many copies of this environment cannot have given.
+        """
+        states, steps, ended = (snapshot[name] for name in ("states", "steps", "ended"))
+        if any(len(array) != self.num_envs for array in (steps, ended) + (() if states is None else (states,))):
+            raise ValueError(f"snapshot: expected {self.num_envs} copies, got {len(steps)}")
+        generator: Any = restored_generator(snapshot["generator"])
+        self.np_random = generator
+        self.states = None if states is None else states.copy()
+        self.steps[:], self.ended[:] = steps, ended
 
     def render(self) -> None:
         """Nothing: there are no pictures of many copies."""

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from rlopt.arguments import check_number
-from rlopt.envs.base import Environments, Step
+from rlopt.envs.base import Environments, Snapshot, Step
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.envs.wrapper import EnvironmentsWrapper
 
@@ -67,9 +67,18 @@ class FrameStack(EnvironmentsWrapper):
         elif finals is not None:
             before = {key: frames[begun] for key, frames in self._frames.items()}
             finals = self._tree(self._pushed(before, finals))
+        if step.failed is not None:
+            begun = np.union1d(begun, step.failed.nonzero()[0])
         frames = self._frames if not len(begun) else self._replaced(self._frames, begun, self._empty(len(begun)))
         self._frames = self._pushed(frames, step.observations)
         return step._replace(observations=self._tree(self._frames), final_observations=finals)
+
+    def _own_snapshot(self) -> Snapshot:
+        return {"frames": {key: frames.copy() for key, frames in self._frames.items()}, "reset_pending": self._reset_pending}
+
+    def _restore_own(self, snapshot: Snapshot) -> None:
+        self._frames = {key: snapshot["frames"][key] for key in self._layouts}
+        self._reset_pending = snapshot["reset_pending"].copy()
 
     def _empty(self, num: int) -> dict[str, Array]:
         """The frames before an episode, [num, *stacked] by key."""

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from rlopt.envs.base import EnvironmentFault, Environments, Info, Step
+from rlopt.envs.base import EnvironmentFault, Environments, Info, OnError, Snapshot, Step
+from rlopt.envs.finite_horizon import FiniteHorizonVectorEnv
 from rlopt.envs.reward_space import announced_objectives
 from rlopt.envs.spaces import Array, ArrayTree, map_arrays, stack_observations
 
@@ -110,6 +111,21 @@ class GymnasiumEnvironments(Environments):
     def close(self) -> None:
         if not getattr(self.env, "closed", False):
             self.env.close()
+
+    def snapshot(self) -> Snapshot | None:
+        """Where the vector environment says it is, if it has methods of these names, as those of this library have."""
+        return self.env.snapshot() if hasattr(type(self.env), "snapshot") else None
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        if not hasattr(type(self.env), "restore"):
+            return super().restore(snapshot)
+        self.env.restore(snapshot)
+        return []
+
+    def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
+        """Nothing to do for those of this library, which do not break."""
+        if not isinstance(self.env, FiniteHorizonVectorEnv):
+            super().handle_faults(on_error, timeout)
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         if not hasattr(self.env, "get_attr"):  # a native vector implementation: one object for all

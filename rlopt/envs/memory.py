@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from rlopt.envs.base import Environments, Step
+from rlopt.envs.base import Environments, Snapshot, Step
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree
 from rlopt.envs.wrapper import EnvironmentsWrapper
 
@@ -121,13 +121,19 @@ class Memory(EnvironmentsWrapper):
         begun = MemoryState(*(np.where(reset[:, None], np.float32(0.0), array) for array in carried))
         return step._replace(observations=self.space.join(step.observations, begun), final_observations=finals)
 
+    def _own_snapshot(self) -> Snapshot:
+        return {"reset_pending": self._reset_pending.copy()}  # z itself is in what was last seen
+
+    def _restore_own(self, snapshot: Snapshot) -> None:
+        self._reset_pending = snapshot["reset_pending"].copy()
+
     def _rows_reset_by(self, step: Step) -> Array:
         """[N] bool, environments whose new observation is an episode's first."""
         if self.resets_on_next_step:
             reset = self._reset_pending
             self._reset_pending = (step.terminated | step.truncated) & ~reset
             return reset
-        reset = np.zeros(self.num_envs, bool)
+        reset = np.zeros(self.num_envs, bool) if step.failed is None else step.failed.copy()
         reset[np.asarray(step.final_rows, np.int64)] = True
         return reset
 

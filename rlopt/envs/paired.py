@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlopt.arguments import check_number
-from rlopt.envs.base import EnvironmentFault, Environments, Step, episode_seed, fresh_seed, named
+from rlopt.envs.base import EnvironmentFault, Environments, OnError, Snapshot, Step, episode_seed, fresh_seed, named
 from rlopt.envs.gymnasium_vector import EnvPoolEnvironments, GymnasiumEnvironments
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.spaces import Array, ArrayTree
@@ -101,7 +101,20 @@ class Paired(EnvironmentsWrapper):
         return observations
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
-        return self.envs.step(actions, active)
+        """As the environments inside.
+
+        Raises:
+            EnvironmentFault: one of them broke, and was made anew.
+        """
+        step = self.envs.step(actions, active)
+        if step.failed is not None:
+            raise EnvironmentFault(f"{self.name}: an environment of a group broke, and cannot begin again without the others")
+        return step
+
+    def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
+        if on_error == "restart":
+            raise ValueError("on_error: an episode of a group cannot be begun again alone; expected 'raise', got 'restart'")
+        self.envs.handle_faults(on_error, timeout)
 
     def episode_counters(self) -> dict[str, Any] | None:
         """None: groups are counted from a reset, and every batch of episodes begins with one."""
@@ -109,6 +122,18 @@ class Paired(EnvironmentsWrapper):
 
     def restore_episodes(self, counters: dict[str, Any]) -> bool:
         return False
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        """Where one member could not go back to where it was, its whole group begins anew."""
+        groups = {row // self.group_size for row in super().restore(snapshot)}
+        return [row for group in sorted(groups) for row in range(group * self.group_size, (group + 1) * self.group_size)]
+
+    def _own_snapshot(self) -> Snapshot:
+        return {"run_seed": self.run_seed, "num_begun": self.num_begun, "seeds": self.seeds.copy()}
+
+    def _restore_own(self, snapshot: Snapshot) -> None:
+        self.run_seed, self.num_begun = int(snapshot["run_seed"]), int(snapshot["num_begun"])
+        self.seeds = snapshot["seeds"].copy()
 
     def _check_alike(self, observations: ArrayTree, rows: Array) -> None:
         """Raises EnvironmentFault unless the first observations are those of the group's first member."""
@@ -154,7 +179,7 @@ class Paired(EnvironmentsWrapper):
         shown = [_Shown(_copied(named(observations)), alive)]
         for _ in range(num_steps):
             actions = np.stack([space.sample() for _ in range(num_groups)]).astype(self.decoder.dtype)
-            step = self.envs.step(np.repeat(actions, self.group_size, 0))
+            step = self.step(np.repeat(actions, self.group_size, 0))
             flags = {"reward": step.rewards, "terminated": step.terminated, "truncated": step.truncated}
             shown.append(_Shown(_copied(flags), alive))
             alive = alive & ~(step.terminated | step.truncated)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import traceback
+import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -11,10 +13,21 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from rlopt.envs.base import EnvironmentFault, Environments, Step, fresh_seed, spread
+from rlopt.arguments import check_number
+from rlopt.envs.base import (
+    EnvironmentFault,
+    EnvironmentRestarted,
+    Environments,
+    OnError,
+    Snapshot,
+    Step,
+    episode_seed,
+    fresh_seed,
+    spread,
+)
 from rlopt.envs.cores import usable_cores
-from rlopt.envs.spaces import Array, ArrayTree, concatenate
-from rlopt.envs.sync import EnvFactory, SyncEnvironments
+from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays
+from rlopt.envs.sync import MOST_IN_A_ROW, EnvFactory, SyncEnvironments
 
 
 class AsyncEnvironments(Environments):
@@ -54,6 +67,9 @@ class AsyncEnvironments(Environments):
         super().__init__(len(factories), observation_space, action_space, name)
         self.run_seed = 0
         self.episodes = np.zeros(self.num_envs, np.int64)
+        self.on_error: OnError = "raise"
+        self.timeout: float | None = None
+        self._times = np.zeros(self.num_envs, np.int64)  # t of every episode
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         if seed is None and not self.episodes.any():
@@ -62,6 +78,7 @@ class AsyncEnvironments(Environments):
             self.run_seed = seed
             self.episodes[:] = 0
         self.episodes += 1
+        self._times[:] = 0
         parts = self._ask("reset", [(seed,)] * len(self._workers))
         observations = concatenate(parts)
         assert observations is not None
@@ -75,15 +92,19 @@ class AsyncEnvironments(Environments):
             asked = [bool(share.any()) for share in shares]
             arguments = [(*given, share) for given, share in zip(arguments, shares, strict=True)]
         parts: list[Step] = self._ask("step", arguments, asked)
+        self._times += 1 if active is None else active
         rows = [row for share, used in zip(self._shares, asked, strict=True) if used for row in share]
         for part in parts:
             self._checked_rewards(part.rewards, len(part.rewards))
         step = _joined(parts)
-        self.episodes[[rows[row] for row in step.final_rows]] += 1
+        begun = [*step.final_rows, *(() if step.failed is None else step.failed.nonzero()[0])]
+        self.episodes[[rows[row] for row in begun]] += 1
+        self._times[[rows[row] for row in begun]] = 0
         return step if all(asked) else spread(step, rows, self.num_envs)
 
     def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
         self.episodes[rows] += 1
+        self._times[rows] = 0
         shares = [np.intersect1d(rows, share) - share[0] for share in self._shares]
         ends = np.cumsum([len(share) for share in shares])
         parts = [None if seeds is None else seeds[end - len(share) : end] for share, end in zip(shares, ends, strict=True)]
@@ -92,6 +113,12 @@ class AsyncEnvironments(Environments):
         )
         assert observations is not None
         return observations
+
+    def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
+        if timeout is not None:
+            check_number("timeout", timeout, positive=True)
+        self.on_error, self.timeout = on_error, timeout
+        self._ask("handle_faults", [(on_error,)] * len(self._workers))
 
     def close(self) -> None:
         for worker in self._workers:
@@ -107,6 +134,20 @@ class AsyncEnvironments(Environments):
         shares = np.split(self.episodes, self._bounds)
         self._ask("restore_episodes", [({**counters, "episodes": share.tolist()},) for share in shares])
         return True
+
+    def snapshot(self) -> Snapshot:
+        parts: list[Snapshot] = self._ask("snapshot", [()] * len(self._workers))
+        joined = {name: [entry for part in parts for entry in part[name]] for name in ("seeds", "actions")}
+        shown = [part["shown"] for part in parts]
+        return {**self.episode_counters(), **joined, "shown": None if shown[0] is None else concatenate(shown)}
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        """As single environments do: the number of workers may be another."""
+        if len(snapshot["episodes"]) != self.num_envs:
+            raise ValueError(f"expected {self.num_envs} environments, got {len(snapshot['episodes'])}")
+        self.run_seed, self.episodes[:] = int(snapshot["run_seed"]), snapshot["episodes"]
+        lost = self._ask("restore", [(_part(snapshot, share),) for share in self._shares])
+        return [share[row] for share, rows in zip(self._shares, lost, strict=True) for row in rows]
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         return [self._one(index, "get_attr", name)[0] for index in indices]
@@ -128,10 +169,41 @@ class AsyncEnvironments(Environments):
         try:
             for worker, args in zip(workers, given, strict=True):
                 worker.send(method, args)
-            return [worker.receive() for worker in workers]
+            return [self._answer(worker, method) for worker in workers]
         except BaseException:  # an interrupt as well: answers left in the pipes would be taken for those of the next call
             self.close()
             raise
+
+    def _answer(self, worker: _Worker, method: str) -> Any:
+        """What a worker says; in place of one that is gone, another one, whose environments begin new episodes."""
+        try:
+            answer = worker.receive(self.timeout)
+            worker.lost_in_a_row = 0
+            return answer
+        except WorkerLost as lost:
+            share = self._shares[self._workers.index(worker)]
+            seeds = [episode_seed(self.run_seed, row, max(int(self.episodes[row]) - 1, 0)) for row in share]
+            told = f"{lost}, in steps {(self._times[share] + 1).tolist()} of the episodes with seeds {seeds}"
+            worker.lost_in_a_row += 1
+            if self.on_error == "raise" or method != "step" or worker.lost_in_a_row > MOST_IN_A_ROW:
+                raise EnvironmentFault(told) from None
+            warnings.warn(f"{told}; it is started anew, and their episodes dropped", EnvironmentRestarted, stacklevel=4)
+            return self._started_anew(worker, share)
+
+    def _started_anew(self, worker: _Worker, share: list[int]) -> Step:
+        """The first observations of new environments in a new process, as a step that failed in all of them."""
+        worker.start()
+        worker.receive()  # its spaces, which are the same
+        counters = {"run_seed": self.run_seed, "episodes": self.episodes[share].tolist()}
+        for method, args in (("handle_faults", (self.on_error,)), ("restore_episodes", (counters,))):
+            worker.send(method, args)
+            worker.receive(self.timeout)
+        worker.send("restart", (np.arange(len(share)),))
+        observations, size = worker.receive(self.timeout), len(share)
+        nobody = np.zeros(size, bool)
+        paid = self.num_objectives or 1
+        rewards = np.zeros(size) if paid == 1 else np.zeros((size, paid))
+        return Step(observations, rewards, nobody, nobody, (), None, [{}] * size, ~nobody)
 
     def _one(self, index: int, method: str, *args: Any) -> Any:
         worker, local = self._place[index]
@@ -152,35 +224,72 @@ def _joined(parts: Sequence[Step]) -> Step:
         [int(offset) + row for offset, part in zip(offsets, parts, strict=False) for row in part.final_rows],
         concatenate([part.final_observations for part in parts if part.final_observations is not None]),
         [info for part in parts for info in part.infos],
+        np.concatenate([_failed(part) for part in parts]) if any(part.failed is not None for part in parts) else None,
     )
+
+
+def _failed(part: Step) -> Array:
+    return np.zeros(len(part.terminated), bool) if part.failed is None else part.failed
+
+
+def _part(snapshot: Snapshot, share: Sequence[int]) -> Snapshot:
+    """What one worker needs to know of its environments."""
+    first, last = share[0], share[-1] + 1
+    shown = snapshot["shown"]
+    return {
+        "run_seed": snapshot["run_seed"],
+        **{name: snapshot[name][first:last] for name in ("episodes", "seeds", "actions")},
+        "shown": None if shown is None else map_arrays(lambda array: array[first:last], shown),
+    }
+
+
+class WorkerLost(EnvironmentFault):
+    """A worker process ended, or does not answer."""
 
 
 class _Worker:
     """One process and the pipe to it."""
 
     def __init__(self, context: Any, factories: list[EnvFactory], first_index: int, name: str):
-        self.first_index, self.name = first_index, name
+        self.context, self.first_index, self.name = context, first_index, name
+        self.num_envs = len(factories)
+        self.payload = cloudpickle.dumps(factories)
         self.answered = False
-        self.pipe, theirs = context.Pipe()
-        payload = cloudpickle.dumps(factories)
-        self.process = context.Process(target=_serve, args=(theirs, payload, first_index, name), daemon=True)
+        self.lost_in_a_row = 0
+        self.start()
+
+    def start(self) -> None:
+        """A process that makes its environments."""
+        self.pipe, theirs = self.context.Pipe()
+        arguments = theirs, self.payload, self.first_index, self.name
+        self.process = self.context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
     def send(self, method: str, args: tuple[Any, ...]) -> None:
-        try:
+        """Ask; that the worker is gone shows when it is to answer."""
+        with contextlib.suppress(BrokenPipeError, OSError):
             self.pipe.send((method, args))
-        except (BrokenPipeError, OSError):
-            self._died()
 
-    def receive(self) -> Any:
+    def receive(self, timeout: float | None = None) -> Any:
+        """What the worker answers.
+
+        Raises:
+            WorkerLost: it ended, or did not answer in time.
+            EnvironmentFault: it says that an environment broke.
+        """
         try:
+            if not self.pipe.poll(timeout):
+                self._give_up()
+                raise WorkerLost(f"{self._described} did not answer within {timeout:g} s")
             failure, result = self.pipe.recv()
             self.answered = True
-        except (EOFError, ConnectionResetError):
-            self._died()
+        except (EOFError, OSError):
+            self.process.join(timeout=1)
+            hint = "" if self.answered else "; does the script start its work under `if __name__ == '__main__':`?"
+            raise WorkerLost(f"{self._described} ended with exit code {self.process.exitcode}{hint}") from None
         if failure is not None:
-            raise EnvironmentFault(f"{self.name}: the worker of environments {self.first_index} and up failed:\n{failure}")
+            raise EnvironmentFault(f"{self._described} failed:\n{failure}")
         return result
 
     def close(self) -> None:
@@ -194,13 +303,16 @@ class _Worker:
                 self.process.kill()
         self.pipe.close()
 
-    def _died(self) -> None:
-        self.process.join(timeout=1)
-        hint = "" if self.answered else "; does the script start its work under `if __name__ == '__main__':`?"
-        raise EnvironmentFault(
-            f"{self.name}: the worker of environments {self.first_index} and up ended with exit code "
-            f"{self.process.exitcode}{hint}"
-        )
+    @property
+    def _described(self) -> str:
+        last = self.first_index + self.num_envs - 1
+        which = f"environment {last}" if self.num_envs == 1 else f"environments {self.first_index} to {last}"
+        return f"{self.name}: the worker of {which}"
+
+    def _give_up(self) -> None:
+        """End a process that hangs; asking would not help."""
+        self.process.kill()
+        self.process.join()
 
 
 def _serve(pipe: Connection, payload: bytes, first_index: int, name: str) -> None:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 
 from rlopt.arguments import check_number
-from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, fresh_seed
+from rlopt.envs.base import EnvironmentFault, Environments, Info, Snapshot, Step, fresh_seed
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.envs.wrapper import EnvironmentsWrapper
 from rlopt.objectives import agreed_num_objectives, check_preferences
@@ -102,6 +102,8 @@ class Preferences(EnvironmentsWrapper):
             self._reset_pending = (step.terminated | step.truncated) & ~self._reset_pending
         elif finals is not None:
             finals = self._joined(finals, before[begun])
+        if step.failed is not None:
+            begun = np.union1d(begun, step.failed.nonzero()[0])
         if len(begun):
             self._begin(begun)
         return step._replace(
@@ -123,6 +125,16 @@ class Preferences(EnvironmentsWrapper):
         self.run_seed = int(own["run_seed"])
         self.episodes[:] = own["episodes"]
         return True
+
+    def _own_snapshot(self) -> Snapshot:
+        counters = {"run_seed": self.run_seed, "episodes": self.episodes.copy()}
+        return {**counters, "preferences": self.preferences.copy(), "reset_pending": self._reset_pending.copy()}
+
+    def _restore_own(self, snapshot: Snapshot) -> None:
+        self.run_seed = int(snapshot["run_seed"])
+        self.episodes, self.preferences, self._reset_pending = (
+            snapshot[name].copy() for name in ("episodes", "preferences", "reset_pending")
+        )
 
     def _begin(self, rows: Array) -> None:
         """New weights in these environments; arrays that were handed out stay as they are."""

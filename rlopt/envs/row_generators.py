@@ -51,3 +51,27 @@ class RowGenerators:
         if shape[0] != len(self.generators):
             raise ValueError(f"size: expected ({len(self.generators)}, ...), one row for each generator, got {size}")
         return np.array([draw(generator, shape[1:] or None) for generator in self.generators])
+
+
+def generator_state(generator: np.random.Generator | RowGenerators) -> Any:
+    """Where random numbers are, as plain values: a dictionary, or one for each row."""
+    if isinstance(generator, RowGenerators):
+        return [row.bit_generator.state for row in generator.generators]
+    return generator.bit_generator.state
+
+
+def restored_generator(state: Any) -> np.random.Generator | RowGenerators:
+    """The inverse of `generator_state`.
+
+    Raises:
+        ValueError, TypeError, KeyError: what is no state of NumPy's PCG64, the generator that Gymnasium uses.
+    """
+    if isinstance(state, list):
+        return RowGenerators([_restored(row) for row in state])
+    return _restored(state)
+
+
+def _restored(state: Any) -> np.random.Generator:
+    bits = np.random.PCG64(0)
+    bits.state = state
+    return np.random.Generator(bits)

@@ -26,6 +26,7 @@ class ObservationEncoder:
     Attributes:
         raw_space: one environment's space as the environment states it.
         space: what policies read.
+        scalars_only: whether there is no array in an observation that an environment could write into again.
     """
 
     def __init__(self, raw_space: spaces.Space):
@@ -42,6 +43,7 @@ class ObservationEncoder:
         else:
             self.space = encoded[0]
         self._functions = [_leaf_function(space) for _, space in self._leaves]
+        self.scalars_only = all(isinstance(space, spaces.Discrete) for _, space in self._leaves)
 
     def __call__(self, observation: Any) -> ArrayTree:
         """The encoded observation; works on one observation and on a batch of them."""
@@ -83,6 +85,8 @@ class ActionDecoder:
             self.space = spaces.MultiBinary(int(np.prod(raw_space.shape)))
         elif isinstance(raw_space, spaces.Box):
             self.space = spaces.Box(raw_space.low.reshape(-1), raw_space.high.reshape(-1), dtype=raw_space.dtype.type)
+            exact = np.result_type(np.float32, raw_space.dtype)  # small integers and float16 do not hold high − low
+            self._low, self._high = raw_space.low.astype(exact), raw_space.high.astype(exact)
         else:
             raise ValueError(f"action space: expected Box, Discrete, MultiDiscrete or MultiBinary, got {raw_space}")
         self.shape = raw_space.shape or ()
@@ -99,8 +103,8 @@ class ActionDecoder:
         if isinstance(raw, spaces.Box):
             actions = actions.reshape(batch, *self.shape)
             if squashed:
-                actions = raw.low + (0.5 * (actions + 1.0)) * (raw.high - raw.low)
-            return np.minimum(np.maximum(actions, raw.low), raw.high).astype(self.dtype, copy=False)
+                actions = self._low + (0.5 * (actions + 1.0)) * (self._high - self._low)
+            return np.minimum(np.maximum(actions, self._low), self._high).astype(self.dtype, copy=False)
         if isinstance(raw, spaces.Discrete):
             return (actions + raw.start if raw.start else actions).astype(self.dtype, copy=False)
         if isinstance(raw, spaces.MultiDiscrete):
@@ -194,8 +198,10 @@ def _leaf_function(space: spaces.Space) -> Callable[[Any], Array]:
         starts, axes = space.start, len(space.shape)
 
         def flattened(observation: Any) -> Array:
-            array = np.asarray(observation) - starts
-            return array.reshape(*array.shape[: array.ndim - axes], -1)
+            array = np.asarray(observation)
+            if array.shape[-axes:] != starts.shape:  # which would be broadcast
+                raise ValueError(f"observation: expected shape {starts.shape}, or a batch of that, got {array.shape}")
+            return (array - starts).reshape(*array.shape[: array.ndim - axes], -1)
 
         return flattened
     if isinstance(space, spaces.Box):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +12,26 @@ import numpy as np
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 
-from rlopt.envs.base import EnvironmentFault, Environments, Info, Step, episode_seed, fresh_seed, spread
+from rlopt.envs.base import (
+    EnvironmentFault,
+    EnvironmentRestarted,
+    Environments,
+    Info,
+    OnError,
+    Snapshot,
+    Step,
+    episode_seed,
+    fresh_seed,
+    same_observations,
+    spread,
+)
+from rlopt.envs.form import Form, complaint_of_reward, said
+from rlopt.envs.replay import EpisodeTape, play_again
 from rlopt.envs.reward_space import announced_objectives
-from rlopt.envs.spaces import Array, ArrayTree, concatenate, stack_observations
+from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays, stack_observations
 
 EnvFactory = Callable[[], gym.Env]
+MOST_IN_A_ROW = 5  # times that an environment is made anew before it is given up
 
 
 class SyncEnvironments(Environments):
@@ -23,6 +40,7 @@ class SyncEnvironments(Environments):
     Episode e of environment i is reset with `episode_seed(run_seed, first_index + i, e)`, so it can be played again.
 
     Attributes:
+        on_error: "raise", or "restart"; see `handle_faults`.
         envs: the environments.
         episodes: [N], how many episodes each has begun.
     """
@@ -42,12 +60,16 @@ class SyncEnvironments(Environments):
         self.run_seed = fresh_seed()
         self.episodes = np.zeros(self.num_envs, np.int64)
         self._rows = range(self.num_envs)
+        self._tapes = [EpisodeTape() for _ in self.envs]
+        self._factories, self.on_error = factories, "raise"
+        self._in_a_row = np.zeros(self.num_envs, np.int64)  # faults
+        self._form = Form(self.encoder)
 
     def reset(self, seed: int | None = None) -> ArrayTree:
         if seed is not None:
             self.run_seed = seed
             self.episodes[:] = 0
-        return self._encode([self._begin_episode(index) for index in range(self.num_envs)])
+        return self._joined([self._begin_episode(index) for index in self._rows], self._rows)
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         stepped = self._rows if active is None else active.nonzero()[0].tolist()
@@ -58,35 +80,43 @@ class SyncEnvironments(Environments):
         final_rows: list[int] = []
         finals = []
         infos: list[Info] = [{}] * len(stepped)
+        failed: list[int] = []
         for row, index in enumerate(stepped):
             try:
-                observation, reward, over, cut, infos[row] = self.envs[index].step(actions[index])
-            except (TypeError, ValueError) as error:
-                if (fault := self._explained(error, self.envs[index])) is None:
-                    raise
-                raise fault from error
+                observation, reward, over, cut, infos[row] = self._stepped(index, actions[index])
+            except EnvironmentFault as fault:
+                observation, reward, over, cut = self._made_anew(index, fault), self._no_reward(), False, False
+                failed.append(row)
+            else:
+                self._tapes[index].add(actions[index], observation)
             rewards.append(reward)
             if over or cut:
                 terminated[row], truncated[row] = over, cut
                 final_rows.append(row)
                 rewards[row] = np.array(reward)  # the reset may reuse its array too
-                finals.append(self._encode([observation]))  # copied before the reset, which may reuse its array
+                finals.append(self._joined([observation], [index]))  # copied before the reset, which may reuse its array
                 observation = self._begin_episode(index)
             observations.append(observation)
         step = Step(
-            self._encode(observations),
+            self._joined(observations, stepped),
             self._checked_rewards(self._joined_rewards(rewards), len(stepped)),
             terminated,
             truncated,
             final_rows,
             concatenate(finals),
             infos,
+            np.isin(np.arange(len(stepped)), failed) if failed else None,
         )
         return step if len(stepped) == self.num_envs else spread(step, stepped, self.num_envs)
 
     def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
         given = [None] * len(rows) if seeds is None else seeds
-        return self._encode([self._begin_episode(int(row), seed) for row, seed in zip(rows, given, strict=True)])
+        return self._joined([self._begin_episode(int(row), seed) for row, seed in zip(rows, given, strict=True)], rows.tolist())
+
+    def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
+        if timeout is not None:
+            super().handle_faults("raise", timeout)
+        self.on_error = on_error
 
     def close(self) -> None:
         for env in self.envs:
@@ -100,6 +130,36 @@ class SyncEnvironments(Environments):
             return False
         self.run_seed = int(counters["run_seed"])
         self.episodes[:] = counters["episodes"]
+        return True
+
+    def snapshot(self) -> Snapshot:
+        known = {"seeds": [tape.seed for tape in self._tapes], "actions": [tape.actions() for tape in self._tapes]}
+        begun = all(tape.seed is not None for tape in self._tapes)
+        return {
+            **self.episode_counters(),
+            **known,
+            "shown": self._encode([tape.shown for tape in self._tapes]) if begun else None,
+        }
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        """Plays the episodes again. One that does not come to where it was is not determined by its seed."""
+        if not self.restore_episodes(snapshot):
+            raise ValueError(f"expected {self.num_envs} environments, got {len(snapshot['episodes'])}")
+        known = zip(snapshot["seeds"], snapshot["actions"], strict=True)
+        return [
+            index for index, (seed, actions) in enumerate(known) if not self._came_back(index, seed, actions, snapshot["shown"])
+        ]
+
+    def _came_back(self, index: int, seed: int | None, actions: Array | None, shown: ArrayTree | None) -> bool:
+        """Whether the environment shows, after the actions of its episode, what it showed."""
+        if seed is None or actions is None or shown is None:
+            return False
+        observation = play_again(self.envs[index], seed, actions)
+        if observation is None or not same_observations(
+            self._encode([observation]), map_arrays(lambda array: array[index : index + 1], shown)
+        ):
+            return False
+        self._tapes[index].go_on(seed, actions, observation)
         return True
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
@@ -127,8 +187,76 @@ class SyncEnvironments(Environments):
         if seed is None:
             seed = episode_seed(self.run_seed, self.first_index + index, int(self.episodes[index]))
         self.episodes[index] += 1
-        observation, _ = self.envs[index].reset(seed=seed)
+        try:
+            observation, _ = self.envs[index].reset(seed=seed)
+        except Exception as error:
+            raise EnvironmentFault(
+                f"{self.name}: environment {self.first_index + index} failed in reset(seed={seed}): {said(error)}"
+            ) from error
+        self._tapes[index].begin(seed, observation)
         return observation
+
+    def _stepped(self, index: int, action: Any) -> tuple[Any, Any, bool, bool, Info]:
+        """One step of one environment; where it may be made anew, what it returned is looked at at once.
+
+        Raises:
+            EnvironmentFault: it raised, or returned what cannot be trained on.
+        """
+        try:
+            observation, reward, over, cut, info = self.envs[index].step(action)
+        except Exception as error:
+            fault = self._explained(error, self.envs[index]) if isinstance(error, TypeError | ValueError) else None
+            raise fault or self._fault(index, f"failed in step: {said(error)}") from error
+        if self.on_error == "restart":
+            if complaint := self._form.complaint(observation) or complaint_of_reward(reward):
+                raise self._fault(index, complaint)
+            self._in_a_row[index] = 0
+        return observation, reward, over, cut, info
+
+    def _made_anew(self, index: int, fault: EnvironmentFault) -> Any:
+        """The first observation of a new environment in this one's place.
+
+        Raises:
+            EnvironmentFault: none is to be made, or it broke again and again.
+        """
+        if self.on_error == "raise":
+            raise fault
+        self._in_a_row[index] += 1
+        if self._in_a_row[index] > MOST_IN_A_ROW:
+            raise EnvironmentFault(f"{fault}; it was made anew {MOST_IN_A_ROW} times in a row, which did not help") from fault
+        warnings.warn(f"{fault}; it is made anew, and its episode dropped", EnvironmentRestarted, stacklevel=3)
+        with contextlib.suppress(Exception):  # of an environment that is broken
+            self.envs[index].close()
+        self.envs[index] = self._factories[index]()
+        return self._begin_episode(index)
+
+    def _fault(self, index: int, what: str, done: bool = False) -> EnvironmentFault:
+        """What to say of an environment; `done` if the step was counted already."""
+        tape = self._tapes[index]
+        return EnvironmentFault(
+            f"{self.name}: environment {self.first_index + index} {what}, in step {tape.num_steps + (not done)} of the episode "
+            f"with seed {tape.seed}"
+        )
+
+    def _no_reward(self) -> Any:
+        return np.zeros(self.num_objectives) if (self.num_objectives or 1) > 1 else 0.0
+
+    def _joined(self, observations: list[Any], indices: Sequence[int]) -> ArrayTree:
+        """Observations of these environments, encoded.
+
+        Raises:
+            EnvironmentFault: one of them is not what the space promises.
+        """
+        try:
+            joined = self._encode(observations)
+            if self._form.mismatch(joined) is None:
+                return joined
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+            pass
+        for observation, index in zip(observations, indices, strict=True):
+            if complaint := self._form.complaint(observation, finite=False):
+                raise self._fault(index, complaint, done=True)
+        raise EnvironmentFault(f"{self.name}: observations do not have the form that {self.encoder.raw_space} promises")
 
     def _encode(self, observations: list[Any]) -> ArrayTree:
         return self.encoder(stack_observations(observations, self.encoder.raw_space))

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlopt.arguments import check_choice, check_number, did_you_mean
-from rlopt.envs.base import Environments, fresh_seed
+from rlopt.envs.base import Environments, OnError, fresh_seed
 from rlopt.envs.calibration import processes_are_safe, processes_pay, seconds_per_step
 from rlopt.envs.classic_control import TASKS, ClassicControlVectorEnv
 from rlopt.envs.cores import usable_cores
@@ -68,6 +68,9 @@ def make_envs(
     backend: Backend = "auto",
     seed: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    *,
+    on_error: OnError = "raise",
+    timeout: float | None = None,
 ) -> Environments:
     """Environments for the collector, from anything that a user may have.
 
@@ -84,6 +87,12 @@ def make_envs(
             `if __name__ == "__main__":`). The `backend_choice` of the environments says what was chosen.
         seed: for EnvPool, which takes its seed at construction only.
         env_kwargs: passed to the environment, for an id.
+        on_error: what becomes of a single environment that raises an error or returns what cannot be trained on (NaN, another
+            shape or type), or whose worker process dies or hangs. "raise" ends the training with an `EnvironmentFault` that
+            names environment, step and the episode's seed. "restart" says it in a warning, makes the environment anew and
+            drops its unfinished episode, which is counted; after 5 times in a row it raises. Episodes are then those that did
+            not break, which may be a biased choice of all.
+        timeout: seconds after which an environment in a worker process (backend "async") is taken for hung.
 
     Raises:
         ValueError: an unknown id (the nearest is named) or backend, a backend that does not fit what `env` is, an
@@ -92,15 +101,20 @@ def make_envs(
     """
     check_choice("backend", backend, get_args(Backend))
     check_number("num_envs", num_envs, positive=True, whole=True)
+    check_choice("on_error", on_error, get_args(OnError))
     if env_kwargs and not isinstance(env, str):
         raise ValueError("env_kwargs: only an environment given by its id takes them")
     if isinstance(env, str):
-        return _from_id(env, num_envs, backend, seed, env_kwargs or {})
-    if can_be_copied(env):
-        return _from_factories([env] * num_envs, backend)
-    if isinstance(env, Sequence) and env and all(callable(item) for item in env):
-        return _from_factories(list(env), backend)
-    return _from_object(env, num_envs, backend)
+        envs = _from_id(env, num_envs, backend, seed, env_kwargs or {})
+    elif can_be_copied(env):
+        envs = _from_factories([env] * num_envs, backend)
+    elif isinstance(env, Sequence) and env and all(callable(item) for item in env):
+        envs = _from_factories(list(env), backend)
+    else:
+        envs = _from_object(env, num_envs, backend)
+    if on_error != "raise" or timeout is not None:
+        envs.handle_faults(on_error, timeout)
+    return envs
 
 
 def can_be_copied(env: Any) -> bool:

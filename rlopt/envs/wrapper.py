@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from rlopt.envs.base import Environments
+from rlopt.envs.base import Environments, OnError, Snapshot
 from rlopt.envs.spaces import Array, ArrayTree
 
 
@@ -42,6 +42,12 @@ class EnvironmentsWrapper(Environments):
     def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
         return self.envs.restart(rows, seeds)
 
+    def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
+        self.envs.handle_faults(on_error, timeout)
+
+    def seed_of_episode(self, row: int, ended_since: int) -> int | None:
+        return self.envs.seed_of_episode(row, ended_since)
+
     def close(self) -> None:
         self.envs.close()
 
@@ -50,6 +56,22 @@ class EnvironmentsWrapper(Environments):
 
     def restore_episodes(self, counters: dict[str, Any]) -> bool:
         return self.envs.restore_episodes(counters)
+
+    def snapshot(self) -> Snapshot | None:
+        inner = self.envs.snapshot()
+        return None if inner is None else {"inner": inner, "own": self._own_snapshot()}
+
+    def restore(self, snapshot: Snapshot) -> list[int]:
+        self._restore_own(snapshot["own"])
+        return self.envs.restore(snapshot["inner"])
+
+    def _own_snapshot(self) -> Snapshot:
+        """What this wrapper itself remembers between steps."""
+        return {}
+
+    def _restore_own(self, snapshot: Snapshot) -> None:
+        """The inverse of `_own_snapshot`."""
+        return
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         return self.envs.get_attr(name, indices)

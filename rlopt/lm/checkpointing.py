@@ -3,6 +3,8 @@
     parameters/…    what is trained: all of the model, or its adapter; value_head/… for PPO
     optimizer/…     the optimiser's tensors, by number of the parameter
     generators/…    sampling and order
+    run/…           Python's, NumPy's and torch's global generators, what transformers' callbacks are handed
+    logs            how long the log files were
     state           iteration, updates, tokens, place in the data
 
 What is never trained is not in the file, a frozen reference model among it: it comes from the model that the trainer is made
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +24,24 @@ from typing import TYPE_CHECKING, Any
 import peft
 import torch
 import transformers
+from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from rlopt import archive
 from rlopt.checkpoint import versions
+from rlopt.checkpoints import DAMAGED
+from rlopt.file_errors import as_file_errors, shortened
 from rlopt.lm.models import frozen, trained
+from rlopt.log_files import event_sizes
+from rlopt.nested import join, split
+from rlopt.run_state import global_generators, restore_global_generators
+from rlopt.tensor_checks import set_generator
 
 if TYPE_CHECKING:
     from rlopt.lm.trainer import REBELTrainer
 
 KIND = "rlopt.lm.REBELTrainer"
+FINITE = ("parameters", "value_head", "optimizer", "reference")
 FIELDS = {"kind": str, "state": dict, "settings": dict, "versions": dict}
 
 
@@ -39,24 +50,28 @@ def checkpoint_path(output_dir: str, iteration: int) -> Path:
     return Path(output_dir) / f"checkpoint-{iteration}.zip"
 
 
-def newest(output_dir: str) -> Path:
-    """The checkpoint with most iterations in a folder.
-
-    Raises:
-        ValueError: there is none.
-    """
+def newest(output_dir: str) -> Path | None:
+    """The checkpoint with most iterations that can be read; others are put aside with a warning. None without any."""
     found = {
         int(match[1]): path
         for path in Path(output_dir).glob("checkpoint-*.zip")
         if (match := re.fullmatch(r"checkpoint-(\d+)\.zip", path.name))
     }
-    if not found:
-        raise ValueError(f"resume_from_checkpoint: there is no checkpoint-*.zip in {output_dir}")
-    return found[max(found)]
+    for _, path in sorted(found.items(), reverse=True):
+        try:
+            archive.read(path, FIELDS)
+        except ValueError as error:
+            path.rename(path.with_name(path.name + DAMAGED))
+            warnings.warn(f"checkpoint {path.name} cannot be read, the one before it is taken ({error})", stacklevel=3)
+        else:
+            return path
+    return None
 
 
-def save(trainer: REBELTrainer, path: Path) -> None:
+def save(trainer: REBELTrainer, path: Path, logger: Logger | None = None) -> None:
     """Write all that the next iteration depends on; the file appears whole or not at all."""
+    run = {"generators": global_generators(trainer.device), "events": trainer.events.snapshot(), "unsolved": trainer._unsolved}
+    document, run_tensors = split(run, "run")
     data = {
         "format": archive.FORMAT,
         "kind": KIND,
@@ -64,6 +79,8 @@ def save(trainer: REBELTrainer, path: Path) -> None:
         "settings": {field.name: _plain(getattr(trainer.args, field.name)) for field in fields(trainer.args)},
         "versions": versions() | {"transformers": transformers.__version__, "peft": peft.__version__},
         "left_out": trainer.left_out,
+        "run": document,
+        "logs": {} if logger is None else event_sizes(logger),
     }
     groups = {
         "parameters": trained(trainer.model),
@@ -73,21 +90,22 @@ def save(trainer: REBELTrainer, path: Path) -> None:
         "reference": _following(trainer),
     }
     tensors = {f"{group}/{name}": x.detach().clone() for group, members in groups.items() for name, x in members.items()}
-    archive.write(path, data, tensors)
+    archive.write(path, data, {**tensors, **run_tensors})
 
 
-def restore(trainer: REBELTrainer, path: Path | str) -> None:
-    """Put a trainer where `save` found it.
+def restore(trainer: REBELTrainer, path: Path | str) -> dict[str, int]:
+    """Put a trainer where `save` found it; how long TensorBoard's files were.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a whole one, or of another model, reference or data set.
     """
     content = archive.read(path, FIELDS)
     if content.data["kind"] != KIND:
-        raise ValueError(f"resume_from_checkpoint: {path} is of {content.data['kind']!r}, expected one of {KIND}")
+        raise ValueError(f"resume_from_checkpoint: {path} is of {shortened(content.data['kind'])}, expected one of {KIND}")
+    content.check_finite(FINITE)
     state = {field.name: content.data["state"].get(field.name) for field in fields(trainer.state)}
-    if any(type(value) is not int or value < 0 for value in state.values()):
-        raise ValueError(f"resume_from_checkpoint: {path} has counters that make no sense: {state}")
+    if any(type(value) is not int or not 0 <= value < archive.COUNTERS for value in state.values()):
+        raise ValueError(f"resume_from_checkpoint: {path} has counters that make no sense: {shortened(state)}")
     if state["num_rows"] != trainer.state.num_rows:
         raise ValueError(f"train_dataset: expected the {state['num_rows']} rows of {path}, got {trainer.state.num_rows}")
     # All is checked before anything is changed.
@@ -105,15 +123,29 @@ def restore(trainer: REBELTrainer, path: Path | str) -> None:
             " Make the trainer with the model that the run began with, not with a trained one"
         )
     optimiser = _optimiser_state(trainer.optimizer, content.group("optimizer"), path)
+    generators = content.group("generators")
+    if odd := generators.keys() - trainer.generators.keys():
+        raise ValueError(f"resume_from_checkpoint: {path} has unknown generators: {shortened(sorted(odd))}")
+    with as_file_errors(f"the generators in {path} are damaged", "resume_from_checkpoint"):
+        for name, value in generators.items():
+            set_generator(torch.Generator(trainer.generators[name].device), value)
     with torch.no_grad():
         for group, ours in groups.items():
             for name, value in content.group(group).items():
                 ours[name].copy_(value)
     trainer.optimizer.load_state_dict(optimiser)
-    for name, value in content.group("generators").items():
-        trainer.generators[name].set_state(value)
+    for name, value in generators.items():
+        set_generator(trainer.generators[name], value)
     for name, number in state.items():
         setattr(trainer.state, name, number)
+    if "run" in content.data:
+        with as_file_errors(f"the run in {path} is damaged", "resume_from_checkpoint"):
+            run = join(content.data["run"], content.tensors)
+            restore_global_generators(run["generators"], trainer.device)
+            trainer.events.restore(run["events"])
+            trainer._unsolved = int(run["unsolved"])
+    logs = content.data.get("logs")
+    return {name: size for name, size in logs.items() if isinstance(size, int)} if isinstance(logs, dict) else {}
 
 
 def digest_of_left_out(trainer: REBELTrainer) -> str:
@@ -136,8 +168,11 @@ def _following(trainer: REBELTrainer) -> dict[str, Tensor]:
 def _check_shapes(path: Path | str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     if ours.keys() != theirs.keys():
         odd = sorted(ours.keys() ^ theirs.keys())
-        raise ValueError(f"resume_from_checkpoint: {path} is of another model: it differs in {odd[0]} ({len(odd)} in all)")
+        differing = f"{shortened(odd[0])} ({len(odd)} in all)"
+        raise ValueError(f"resume_from_checkpoint: {path} is of another model: it differs in {differing}")
     for name, tensor in ours.items():
+        if tensor.is_floating_point() != theirs[name].is_floating_point():
+            raise ValueError(f"resume_from_checkpoint: {path} is of another model: {name} is {theirs[name].dtype} there")
         if tensor.shape != theirs[name].shape:
             raise ValueError(
                 f"resume_from_checkpoint: {path} is of another model: {name} is {tuple(theirs[name].shape)} there,"
@@ -162,13 +197,17 @@ def _optimiser_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        if not number.isdigit() or int(number) >= len(parameters):
-            raise ValueError(f"resume_from_checkpoint: {path} has an optimiser for other parameters ({key})")
-        if value.ndim and value.shape != parameters[int(number)].shape:
+        if not re.fullmatch("[0-9]{1,9}", number) or int(number) >= len(parameters):
+            raise ValueError(f"resume_from_checkpoint: {path} has an optimiser for other parameters ({shortened(key)})")
+        if name == "step" and not bool((value >= 0).all()):
+            raise ValueError(f"resume_from_checkpoint: {path} has an optimiser with the step {shortened(value.tolist())}")
+        if (value.ndim or name.startswith("exp_")) and value.shape != parameters[int(number)].shape:
             raise ValueError(
                 f"resume_from_checkpoint: {path} has an optimiser for other parameters: {key} {tuple(value.shape)}"
             )
         state.setdefault(int(number), {})[name] = value
+    if len({frozenset(entries) for entries in state.values()}) > 1:
+        raise ValueError(f"resume_from_checkpoint: {path} has an optimiser in pieces: of some parameters it lacks something")
     return whole | {"state": state}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,16 @@ class Events:
         self.control, self.state = TrainerControl(), CallbackState()
         self.arguments = _arguments(trainer) if self.callbacks else None
         self._tell("on_init_end")
+
+    def snapshot(self) -> dict[str, Any]:
+        """What callbacks are handed and may have changed; what they themselves remember is theirs to keep."""
+        return json.loads(json.dumps(dataclasses.asdict(self.state), default=str)) if self.callbacks else {}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """The inverse of `snapshot`."""
+        if self.callbacks and snapshot:
+            names = {field.name for field in dataclasses.fields(CallbackState)}
+            self.state = CallbackState(**{name: value for name, value in snapshot.items() if name in names})
 
     def train_begins(self) -> None:
         """Before the first iteration of `train`."""

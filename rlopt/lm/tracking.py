@@ -7,9 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, make_output_format
+from stable_baselines3.common.logger import Logger, configure
 
 from rlopt.lm.arguments import REBELConfig
+from rlopt.log_files import continued_logger, rewind_logs
 from rlopt.logging import Layout, add_configuration, add_first_page, tensorboard_writer
 
 LAYOUT: Layout = {
@@ -36,15 +37,21 @@ LAYOUT: Layout = {
 SHOWN = 8
 
 
-def open_log(args: REBELConfig, iteration: int = 0) -> Logger:
+def open_log(args: REBELConfig, continued: Mapping[str, int] | None = None, num_tokens: int = 0) -> Logger:
     """SB3's logger, writing to `args.logging_dir`; its first page of charts and the configuration are laid out.
 
-    A run that goes on at an `iteration` beyond 0 writes progress-`iteration`.csv beside the progress.csv that there is.
+    Args:
+        args: the settings.
+        continued: of a run that goes on, how long TensorBoard's files were; what came after is dropped. None begins anew.
+        num_tokens: that the run had sampled.
     """
-    folder = args.logging_dir or f"{args.output_dir}/logs"
-    suffix = f"-{iteration}" if iteration else ""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    logger = Logger(folder, [make_output_format("csv", folder, suffix), make_output_format("tensorboard", folder)])
+    folder = Path(args.logging_dir or f"{args.output_dir}/logs")
+    folder.mkdir(parents=True, exist_ok=True)
+    if continued is None:
+        logger = configure(str(folder), ["csv", "tensorboard"])
+    else:
+        rewind_logs(folder, dict(continued), num_tokens, "num_tokens")
+        logger = continued_logger(folder, [])
     add_first_page(logger, LAYOUT)
     add_configuration(logger, {field.name: getattr(args, field.name) for field in fields(args)})
     return logger

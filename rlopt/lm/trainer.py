@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -141,6 +142,8 @@ class REBELTrainer:
         }
         self.state = TrainerState(num_rows=0 if train_dataset is None else len(train_dataset))
         self._unsolved = 0
+        self._stop_requested = False
+        self._logger: Logger | None = None
         self.callbacks: list[Callback]
         self.callbacks, listeners = sorted_callbacks(callbacks)
         self.events = Events(self, listeners)
@@ -161,8 +164,9 @@ class REBELTrainer:
         """Train to the last iteration; returns its metrics.
 
         Args:
-            resume_from_checkpoint: a file, or True for the newest in `output_dir`. The trainer has to be made with the
-                first model and the same data.
+            resume_from_checkpoint: a file, or True for the newest in `output_dir`; "auto" begins anew where there is none. One
+                that is damaged is put aside, and the one before it taken. The trainer has to be made with the first model
+                and the same data.
 
         Raises:
             ValueError: no data; a checkpoint that does not fit; what reward functions can do wrong.
@@ -170,11 +174,9 @@ class REBELTrainer:
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset: expected a data set to train on, got None")
-        if resume_from_checkpoint:
-            path = resume_from_checkpoint
-            checkpointing.restore(self, checkpointing.newest(self.args.output_dir) if path is True else str(path))
+        continued = self._resume(resume_from_checkpoint) if resume_from_checkpoint else None
         metrics: dict[str, float] = {}
-        logger = tracking.open_log(self.args, self.state.iteration)
+        logger = self._logger = tracking.open_log(self.args, continued, self.state.num_tokens)
         self.events.train_begins()
         bar = tqdm(total=self.total_iterations, initial=self.state.iteration, disable=not self.args.progress_bar)
         try:
@@ -186,13 +188,30 @@ class REBELTrainer:
                 bar.update()
                 bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("reward", "explained") if name in metrics})
                 asked = [callback(self, metrics) for callback in self.callbacks]
-                if any(answer is False for answer in asked) or self.events.control.should_training_stop:
+                if self._stop_requested:
+                    self.save_checkpoint()
+                stops = self._stop_requested or self.events.control.should_training_stop
+                if stops or any(answer is False for answer in asked):
                     break
             self.events.train_ended()
         finally:
             bar.close()
             logger.close()
+            self._logger = None
         return metrics
+
+    def request_stop(self) -> None:
+        """Let training end after this iteration, with a checkpoint. Safe to call from a signal handler."""
+        self._stop_requested = True
+
+    def _resume(self, given: bool | str | Path) -> dict[str, int]:
+        """Go on from a checkpoint; how long log files were then."""
+        path: str | Path | None = checkpointing.newest(self.args.output_dir) if given in (True, "auto") else str(given)
+        if path is not None:
+            return checkpointing.restore(self, path)
+        if given is True:
+            raise ValueError(f"resume_from_checkpoint: there is no checkpoint-*.zip in {self.args.output_dir}")
+        return {}
 
     def iterate(self, logger: Any = None) -> dict[str, float]:
         """One iteration: sample, score, regress; returns its metrics."""
@@ -293,7 +312,7 @@ class REBELTrainer:
     def save_checkpoint(self, path: str | Path | None = None) -> Path:
         """Write what `train(resume_from_checkpoint=…)` goes on from, to the bit; returns the file."""
         target = checkpointing.checkpoint_path(self.args.output_dir, self.state.iteration) if path is None else Path(path)
-        checkpointing.save(self, target)
+        checkpointing.save(self, target, self._logger)
         return target
 
     def _regress(self, eta: Tensor, batch: Batch) -> dict[str, float]:

@@ -205,9 +205,22 @@ def make_policy(
         module = cls(observation_space, action_space, lambda _: learning_rate, **kwargs)
     except TypeError as error:
         raise ValueError(f"policy_kwargs: {cls.__name__} refuses them: {error}") from error
+    except RuntimeError as error:  # torch's way to refuse sizes
+        name = "policy_kwargs" if policy_kwargs else "policy"
+        raise ValueError(f"{name}: {cls.__name__} cannot be made for {observation_space}: {error}") from error
     except AssertionError as error:  # SB3's way to refuse "CnnPolicy" for what is not an image
         reason = str(error).partition("\n")[0]
         raise ValueError(f"policy: {cls.__name__} cannot read {observation_space}: {reason}") from error
+    except KeyError as error:
+        if not isinstance(observation_space, spaces.Dict) or not any(
+            x in str(error) for x in ("module name", "already exists")
+        ):
+            raise
+        # torch's way to refuse a name; SB3's extractor has a module for each key
+        raise ValueError(
+            f"observation space: {cls.__name__} has a torch module for each key, and torch takes none of this name "
+            f"({error.args[0]}); rename the key, or give policy_kwargs a features_extractor_class of your own"
+        ) from error
     if squash:
         module.action_dist = SquashedDiagGaussianDistribution(int(np.prod(played.shape or ())))
         module._squash_output = True

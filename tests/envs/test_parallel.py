@@ -70,10 +70,10 @@ def test_attributes_and_faults_cross_the_processes() -> None:
         envs.reset(seed=0)
         envs.set_attr("trouble", "raise", [2])
         with pytest.raises(
-            EnvironmentFault, match=r"(?s)environments 2 and up failed.*ZeroDivisionError: the simulator is unstable"
+            EnvironmentFault, match=r"(?s)the worker of environment 2 failed.*ZeroDivisionError: the simulator is unstable"
         ):
             envs.step(np.zeros(3, np.int64))
-        with pytest.raises(EnvironmentFault, match=r"environments 0 and up ended with exit code"):
+        with pytest.raises(EnvironmentFault, match=r"the worker of environments? .* ended with exit code"):
             envs.step(np.zeros(3, np.int64))
 
 
@@ -81,7 +81,7 @@ def test_a_worker_that_dies_is_named_with_its_exit_code() -> None:
     with closing(AsyncEnvironments([lambda: Breaks(RandomScript(), 0)], name="Fragile-v0")) as envs:
         envs.reset(seed=0)
         envs.set_attr("trouble", "exit", [0])
-        with pytest.raises(EnvironmentFault, match=r"Fragile-v0: the worker of environments 0 and up ended with exit code 3"):
+        with pytest.raises(EnvironmentFault, match=r"Fragile-v0: the worker of environments? .* ended with exit code 3"):
             envs.step(np.zeros(1, np.int64))
 
 
@@ -90,6 +90,6 @@ def test_a_callable_that_fails_in_a_worker_is_an_error_that_leaves_no_process_be
         raise FileNotFoundError("no model")
 
     makers = [*factories(RandomScript(), 1), broken]
-    with pytest.raises(EnvironmentFault, match=r"(?s)environments 1 and up failed.*FileNotFoundError: no model"):
+    with pytest.raises(EnvironmentFault, match=r"(?s)the worker of environment 1 failed.*FileNotFoundError: no model"):
         AsyncEnvironments(makers, num_workers=2)
     assert not multiprocessing.active_children()

@@ -334,7 +334,9 @@ def test_errors_of_ordinary_environments_stay_what_they_are() -> None:
         def step(self, action: Any) -> Any:
             raise ValueError("mine")
 
-    for made in (Broken(SCRIPT, 0), SyncVectorEnv([lambda: Broken(SCRIPT, 0)]), DummyVecEnv([lambda: Broken(SCRIPT, 0)])):
+    with pytest.raises(EnvironmentFault, match=r"failed in step: ValueError: mine, in step 1 of the episode"):
+        stepped(make_envs(Broken(SCRIPT, 0)))
+    for made in (SyncVectorEnv([lambda: Broken(SCRIPT, 0)]), DummyVecEnv([lambda: Broken(SCRIPT, 0)])):
         with pytest.raises(ValueError, match=r"^mine$"):
             stepped(make_envs(made))
 
