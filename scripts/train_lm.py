@@ -125,9 +125,7 @@ def main() -> None:
     with stopping_on_signals(trainer.request_stop, "train_lm") as signals:
         trainer.train(resume_from_checkpoint=run["resume"])
     if signals:
-        print(
-            f"stopped after {trainer.state.iteration} iterations; to go on, add --resume", file=sys.stderr
-        )
+        print(f"stopped after {trainer.state.iteration} iterations; to go on, add --resume", file=sys.stderr)
         raise SystemExit(128 + signals[0])
     print(f"saved: {trainer.save_model()}")
 

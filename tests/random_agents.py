@@ -213,10 +213,11 @@ def recurrent_arguments(draw: Any, world: World) -> dict[str, Any]:
 
 @st.composite
 def rebel_arguments(draw: Any, world: World, mode: str, group_size: int) -> dict[str, Any]:
-    common = {"mode": mode, "eta_mode": draw(one_of(None, "fixed", "std", "kl_target")), "eta": draw(one_of(None, 0.5))}
-    arguments = draw(proximal_arguments(world.num_envs)) | common
+    arguments = draw(proximal_arguments(world.num_envs)) | {"mode": mode, "eta": draw(one_of(None, 0.5))}
+    arguments["eta_mode"] = draw(one_of(None, "fixed", "std", "kl_target"))
     if mode == "advantage":
-        return arguments
+        alone = arguments["n_steps"] * world.num_envs == 1  # one advantage has no deviation
+        return arguments | ({"eta_mode": "fixed"} if alone else {})
     del arguments["n_steps"], arguments["batch_size"]
     return arguments | {
         "group_size": group_size,
@@ -354,6 +355,8 @@ def cases(draw: Any, algorithm: str) -> Case:
         arguments["carry_reward_returns"] = draw(st.booleans())
     arguments["stats_window_size"] = draw(one_of(100, 1, 3))
     policy = "MultiInputPolicy" if isinstance(world.observation, spaces.Dict | spaces.Tuple) else "MlpPolicy"
+    if "memory_size" in arguments and is_shown_more(world.observation):
+        policy = "MlpPolicy"  # the actor reads what it would if the critic were shown no more
     if is_image(world.observation) and algorithm not in ("harpg", "n-harpg"):  # whose Hessians warn of convolutions' ReLU
         policy = draw(one_of("MlpPolicy", "CnnPolicy"))
     if algorithm == "recurrentppo" and draw(st.booleans()):
@@ -376,6 +379,13 @@ def leaves_of(space: spaces.Space) -> list[spaces.Space]:
 def is_image(space: spaces.Space) -> bool:
     """Whether it is one of `images`."""
     return space.shape in IMAGES
+
+
+def is_shown_more(space: spaces.Space) -> bool:
+    """Whether the critic of a policy with memory is shown more than "observation", which is no Dict or Tuple itself."""
+    if not isinstance(space, spaces.Dict) or space.spaces.keys() != {"critic", "observation"}:
+        return False
+    return not isinstance(space["observation"], spaces.Dict | spaces.Tuple)
 
 
 def is_nested(space: spaces.Space) -> bool:

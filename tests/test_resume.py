@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlopt import ALGORITHMS, PPO, REBEL, Checkpoints, make_envs
+from rlopt import ALGORITHMS, HARPG, PPO, REBEL, Checkpoints, make_envs
 from rlopt.checkpoint import agent_tensors
 from tests.agents.test_every_agent import SMALL
 from tests.small_envs import Walk
@@ -127,12 +127,16 @@ def algorithm(request):
     return CLASSES[request.param]
 
 
-@pytest.mark.parametrize("memory", [None, "s2pg"])
-def test_every_agent_killed_and_resumed_is_the_agent_that_was_not(algorithm, memory, tmp_path):
-    if memory is not None and algorithm.__name__ in ("S2PG", "RecurrentPPO"):
-        memory = None
-    kwargs = {} if memory is None else {"memory": memory, "memory_size": 2}
+def test_every_agent_killed_and_resumed_is_the_agent_that_was_not(algorithm, tmp_path):
+    check_killed_and_resumed(algorithm, tmp_path)
 
+
+@pytest.mark.parametrize("algorithm", [PPO, HARPG, REBEL], ids=lambda cls: cls.__name__)
+def test_with_memory(algorithm, tmp_path):
+    check_killed_and_resumed(algorithm, tmp_path, memory="s2pg", memory_size=2)
+
+
+def check_killed_and_resumed(algorithm, tmp_path, **kwargs):
     def build(name):
         return lambda: make(algorithm, folder=tmp_path / name, **kwargs)
 
@@ -452,3 +456,12 @@ def test_gymnasiums_seeded_environments_come_back_to_the_bit():
         mine, theirs = envs.step(actions), twin.step(actions)
         assert np.array_equal(mine.observations, theirs.observations)
         assert np.array_equal(mine.rewards, theirs.rewards)
+
+
+def test_runs_that_start_together_log_to_folders_of_their_own(tmp_path, monkeypatch):
+    """Each looks for the newest number before the others have made theirs."""
+    monkeypatch.setattr("rlopt.logging.get_latest_run_id", lambda *args: 0)
+    for _ in range(3):
+        make(PPO, folder=tmp_path).learn(48).logger.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["PPO_1", "PPO_2", "PPO_3"]
+    assert all(len(list(path.iterdir())) == 1 for path in tmp_path.iterdir())

@@ -168,6 +168,11 @@ class REBEL(ProximalAgent):
         super().__init__(policy, env, target_kl=target_kl, **common)
         if mode == "branched":
             depth_probabilities(depths, self.gamma, horizon)
+        if mode == "advantage" and self.collector is not None and self.n_steps * self.n_envs < self._least_rows:
+            raise ValueError(
+                f"n_steps: n_steps · n_envs must be at least {self._least_rows} with eta_mode={self.eta_mode!r}, got "
+                f"{self.n_steps} · {self.n_envs}"
+            )
 
     def step(self, state: ProximalState, collector: Collector) -> tuple[ProximalState, Metrics]:
         """One iteration: data of π_t, a regression on it; the same state if there is nothing to regress on."""
@@ -175,7 +180,8 @@ class REBEL(ProximalAgent):
         if self.mode == "advantage":
             rollout = collector.steps(state.theta, self.n_steps)
             batch = self.advantage_batch(state.theta, rollout)
-            return self.regress_advantages(state, batch, progress) if len(batch.advantages) else (state, {})
+            enough = len(batch.advantages) >= self._least_rows  # a rollout may be all reset rows, or all but one
+            return self.regress_advantages(state, batch, progress) if enough else (state, {})
         if self.mode == "trajectory":
             episodes = collector.episodes(state.theta, self.num_groups * self.group_size, self.horizon)
             return self.regress_groups(state, self.episode_batch(episodes), progress)
@@ -384,6 +390,11 @@ class REBEL(ProximalAgent):
         return torch.zeros_like(batch.returns).index_add(0, batch.samples, log_ratio)
 
     # ------------------------------------------------------------------ both
+
+    @property
+    def _least_rows(self) -> int:
+        """How many advantages η can be computed from: one has no deviation."""
+        return 1 if self.eta_mode == "fixed" else 2
 
     def step_length(self, rewards: Tensor, groups: Tensor | None, progress: float) -> Tensor:
         """η, a scalar, for these advantages or returns."""

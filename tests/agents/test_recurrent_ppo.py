@@ -443,7 +443,7 @@ def test_a_file_that_describes_a_huge_memory_is_refused(algorithm, change, tmp_p
     data, tensors = (getattr(archive.read(tmp_path / "small.zip"), name) for name in ("data", "tensors"))
     data["hyperparameters"] |= change
     archive.write(tmp_path / "huge.zip", data, tensors)
-    with pytest.raises(ValueError, match="path: the file describes networks of|policy_kwargs: .* refuses them"):
+    with pytest.raises(ValueError, match=r"path: the file describes networks of|policy_kwargs: .* refuses them"):
         algorithm.load(tmp_path / "huge.zip")
 
 

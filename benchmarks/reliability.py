@@ -1,0 +1,183 @@
+"""What reliability costs, and whether a long run stays what it was.
+
+    python benchmarks/reliability.py overhead    # pairs of trainings with and without recorder and checkpoints, interleaved
+    python benchmarks/reliability.py soak        # 5,000,000 steps of CartPole in one run: memory and speed
+    python benchmarks/reliability.py summary     # tables and plot
+
+Overhead: the processor time of trainings in this process, alternately plain and with a `FlightRecorder` that has a folder and
+`Checkpoints` at the command line's defaults (every 100,000 steps; for the run of half a million that is what a user has).
+Writing is counted with its time on the clock, since a disk that is slow costs no processor time. The ratio of each pair, and
+the median with its bootstrap interval; pairs of two plain trainings show the noise.
+
+Soak: PPO with TensorBoard, episodes, checkpoints and recorder as the command line has them; resident memory and steps a second
+at every hundredth. Memory is compared between the first tenth's end and the end; speed between the second and the last tenth,
+by medians. Both say nothing if other work shares the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "reliability.json"
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "soak.png"
+SOAK_STEPS, MARKS = 5_000_000, 100
+PAIR_STEPS, PAIRS = 500_000, 8
+SETTINGS: dict[str, Any] = {"n_envs": 8, "n_steps": 32, "batch_size": 256, "n_epochs": 4, "seed": 0, "device": "cpu"}
+
+
+def make(folder: str | None = None) -> Any:
+    """The agent of both."""
+    from rlopt import PPO
+
+    return PPO("MlpPolicy", "CartPole-v1", tensorboard_log=folder, compile=False, **SETTINGS)
+
+
+def seconds_of_training(guarded: bool, steps: int) -> float:
+    """Of one training, once it has begun; the same data and updates either way."""
+    from rlopt import Checkpoints, FlightRecorder
+
+    with tempfile.TemporaryDirectory() as folder:
+        more: dict[str, Any] = {}
+        if guarded:
+            more = {
+                "checkpoints": Checkpoints(Path(folder) / "checkpoints"),
+                "recorder": FlightRecorder(Path(folder) / "faults"),
+            }
+        agent = make().learn(SETTINGS["n_envs"] * SETTINGS["n_steps"])
+        began = time.perf_counter()
+        agent.learn(steps, log_interval=None, **more)
+        return time.perf_counter() - began
+
+
+def overhead(pairs: int, steps: int) -> dict[str, Any]:
+    """Ratios of guarded to plain trainings, and of plain to plain ones."""
+    ratios: dict[str, list[float]] = {"guarded": [], "plain": []}
+    seconds_of_training(False, steps // 10)
+    for pair in range(pairs):
+        for name, guarded in (("guarded", True), ("plain", False)):
+            order = (guarded, False) if pair % 2 else (False, guarded)
+            first, second = (seconds_of_training(which, steps) for which in order)
+            ratios[name].append(second / first if not pair % 2 else first / second)
+        print(f"pair {pair + 1}: guarded {ratios['guarded'][-1]:.3f}, plain {ratios['plain'][-1]:.3f}", flush=True)
+    return {"steps": steps, **ratios}
+
+
+def soak(steps: int) -> dict[str, Any]:
+    """Resident memory [MiB] and seconds at every mark."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from rlopt import Checkpoints, FlightRecorder
+    from rlopt.run_folder import EpisodeLog
+
+    memory: list[float] = []
+    clock: list[float] = []
+
+    class Watch(BaseCallback):
+        """Looks between rollouts."""
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            while len(memory) < MARKS and self.model.num_timesteps >= (len(memory) + 1) * steps / MARKS:
+                memory.append(resident())
+                clock.append(time.perf_counter() - began)
+
+    with tempfile.TemporaryDirectory() as folder:
+        agent = make(folder)
+        began = time.perf_counter()
+        with EpisodeLog(Path(folder) / "episodes.csv", agent):
+            agent.learn(
+                steps,
+                Watch(),
+                checkpoints=Checkpoints(Path(folder) / "checkpoints"),
+                recorder=FlightRecorder(Path(folder) / "faults"),
+            )
+        while len(memory) < MARKS:
+            memory.append(resident())
+            clock.append(time.perf_counter() - began)
+        agent.logger.close()
+    return {"steps": steps, "memory_mib": memory, "seconds": clock}
+
+
+def resident() -> float:
+    """Resident memory of this process, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def summary() -> None:
+    """Tables and the plot."""
+    if not RESULTS.exists():
+        print("nothing to show yet")
+        return
+    results = json.loads(RESULTS.read_text())
+    if "overhead" in results:
+        print("| trainings | pairs | median ratio | 95 % of the median |\n|---|---|---|---|")
+        random = np.random.default_rng(0)
+        for name, words in (("guarded", "with recorder and checkpoints to without"), ("plain", "without to without")):
+            ratios = np.array(results["overhead"][name])
+            medians = [np.median(random.choice(ratios, len(ratios))) for _ in range(2000)]
+            low, high = np.percentile(medians, [2.5, 97.5])
+            print(f"| {words} | {len(ratios)} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f} |")
+    if "soak" in results:
+        memory, seconds = (np.array(results["soak"][name]) for name in ("memory_mib", "seconds"))
+        tenth = MARKS // 10
+        speed = results["soak"]["steps"] / MARKS / np.diff(np.concatenate([[0.0], seconds]))
+        first, last = np.median(speed[tenth : 2 * tenth]), np.median(speed[-tenth:])
+        print(f"\nresident memory: {memory[tenth - 1]:.1f} MiB after a tenth, {memory[-1]:.1f} at the end", end="")
+        print(
+            f" ({memory[-1] / memory[tenth - 1] - 1:+.2%}); steps/s: {first:,.0f}, then {last:,.0f} ({last / first - 1:+.1%})"
+        )
+        draw(memory, speed, results["soak"]["steps"])
+
+
+def draw(memory: np.ndarray, speed: np.ndarray, steps: int) -> None:
+    """Memory and speed over the run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    millions = np.arange(1, MARKS + 1) * steps / MARKS / 1e6
+    for axis, values, words in zip(axes, (memory, speed), ("resident memory, MiB", "steps a second"), strict=True):
+        axis.plot(millions, values)
+        axis.set(xlabel="environment steps, millions", ylabel=words, ylim=(0, 1.15 * values.max()))
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=120)
+    print(PICTURE)
+
+
+def main() -> None:
+    """Measure or summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("overhead", "soak", "summary"))
+    parser.add_argument("--steps", type=int, help=f"{PAIR_STEPS:,} for overhead, {SOAK_STEPS:,} for soak")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    arguments = parser.parse_args()
+    if arguments.command != "summary":
+        import torch
+
+        torch.set_num_threads(1)
+        if arguments.command == "soak":
+            measured = soak(arguments.steps or SOAK_STEPS)
+        else:
+            measured = overhead(arguments.pairs, arguments.steps or PAIR_STEPS)
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**known, arguments.command: measured}, indent=1) + "\n")
+    summary()
+
+
+if __name__ == "__main__":
+    main()
