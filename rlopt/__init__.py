@@ -18,6 +18,7 @@ from rlopt.agents import (
 )
 from rlopt.checkpoints import Checkpoints
 from rlopt.envs.base import EnvironmentFault
+from rlopt.envs.facade import as_vec_env
 from rlopt.envs.vector import make_envs
 from rlopt.evaluation import evaluate
 from rlopt.flight_recorder import FlightRecorder
@@ -50,6 +51,7 @@ __all__ = [
     "RecurrentPPO",
     "Rollout",
     "__version__",
+    "as_vec_env",
     "evaluate",
     "export_sb3",
     "import_sb3",

@@ -15,7 +15,7 @@ from rlopt.archive import Archive
 from rlopt.arguments import check_number
 from rlopt.checkpoint import agent_tensors, describe, load_into
 from rlopt.folder_lock import FolderLock
-from rlopt.log_files import event_sizes, rewind_logs
+from rlopt.log_files import logged, rewind_logs
 from rlopt.nested import join, split
 from rlopt.run_state import restore_run, run_state
 
@@ -43,9 +43,11 @@ class Checkpoints:
         folder: made if it does not exist.
         save_freq: environment steps between checkpoints; 0 writes one at the end of training alone, or when it is stopped.
         keep_last: files to keep, the newest; older ones are deleted.
-        keep_best: files to keep besides, those with the highest mean return of recent episodes. None where rewards are vectors.
+        keep_best: files to keep besides, those with the highest mean return of recent episodes; none where rewards are vectors.
         resume: go on from the newest file, if there is one. One that cannot be read is put aside with a warning, and the one
             before it is taken.
+
+    One object is for one training.
 
     Raises:
         ValueError: numbers out of range.
@@ -69,6 +71,7 @@ class Checkpoints:
         self._saved_at: int | None = None
         self._scores: dict[Path, float] = {}  # of the files that belong to this training
         self._found: Archive | None = None
+        self._used = False
         self._lock: FolderLock | None = None
 
     def request_stop(self) -> None:
@@ -97,30 +100,34 @@ class Checkpoints:
             ValueError: another process trains with this folder, or it has files already and `resume` is False.
             OSError: the folder cannot be made.
         """
+        if self._used:
+            raise ValueError("checkpoints: an object is for one training; make another one, with a folder of its own")
         if self._lock is None:
-            self._lock = FolderLock(self.folder)
+            self._lock = FolderLock(self.folder, "checkpoints")
             self._found = self.newest() if self.resume else None
-        if not self.resume and (others := set(self._files()) - self._scores.keys()):
-            self.close()
-            raise ValueError(
-                f"checkpoints: {self.folder} has {len(others)} of another training; go on from there with resume=True, or "
-                "choose another folder"
-            )
+            if not self.resume and (others := self._files()):
+                self._lock.close()
+                self._lock = None
+                raise ValueError(
+                    f"checkpoints: {self.folder} has {len(others)} of another training; go on from there with resume=True, or "
+                    "choose another folder"
+                )
         return self._found
 
     def close(self) -> None:
         """Let others have the folder. Safe to call twice."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
+            self._used = True
         self._lock = self._found = None
 
     def rewind_logs(self, folder: Path) -> int:
         """Put the log files of a folder back to the file that training goes on from; its environment steps, 0 without one."""
         found = self.open()
         if found is None:
-            rewind_logs(folder, {}, 0)
+            rewind_logs(folder, {})
             return 0
-        rewind_logs(folder, _log_sizes(found), found.data["num_timesteps"])
+        rewind_logs(folder, found.data.get("logs"))
         return int(found.data["num_timesteps"])
 
     def log_folder(self, tensorboard_log: str | None) -> Path | None:
@@ -140,15 +147,19 @@ class Checkpoints:
             ValueError: the file is of another algorithm, of other spaces or sizes, or was not written by this class; the agent
                 has a hyper-parameter that no file can hold; as `open`.
         """
-        self._stop_requested, self._saved_at = False, None
-        describe(agent)  # what cannot be written is to show now, not after the first hours
         found = self.open()
+        # What cannot be written is to show now, not after the first hours.
+        describe(agent)
+        split(run_state(agent, callback, 0), "run")
         if found is None:
             return 0
-        self._check_make(agent, found)
-        load_into(agent, found)
+        self.check_make(agent)
         try:
             state = join(found.data["run"], found.tensors)
+            began, begins = state["num_timesteps_at_start"], agent._num_timesteps_at_start
+            if began != begins:
+                raise ValueError(f"its training began after {began} environment steps, this one begins after {begins}")
+            load_into(agent, found)
             lost = restore_run(agent, callback, state)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise ValueError(f"checkpoints: the newest file does not fit this training: {error!r}") from error
@@ -182,7 +193,7 @@ class Checkpoints:
         run, tensors = split(run_state(agent, callback, iteration), "run")
         score = agent.statistics.mean_return
         score = float(score) if np.ndim(score) == 0 and np.isfinite(score) else None
-        more = {"run": run, "score": score, "logs": {"folder": _log_folder(agent), "sizes": event_sizes(agent.logger)}}
+        more = {"run": run, "score": score, "logs": {"folder": _log_folder(agent), **logged(agent.logger)}}
         path = self.folder / f"rl_model_{agent.num_timesteps}_steps.zip"
         try:
             files.write(path, {**describe(agent), **more}, {**agent_tensors(agent), **tensors})
@@ -214,14 +225,18 @@ class Checkpoints:
 
     def _delete_others(self) -> None:
         present = self._files()
-        best = sorted(present, key=lambda path: self._scores.get(path, -np.inf), reverse=True)[: self.keep_best]
+        scored = [path for path in present if np.isfinite(self._scores.get(path, -np.inf))]
+        best = sorted(scored, key=lambda path: self._scores[path], reverse=True)[: self.keep_best]
         for path in present[: -self.keep_last]:
             if path not in best:
                 path.unlink()
                 self._scores.pop(path, None)
 
-    def _check_make(self, agent: Agent, found: Archive) -> None:
-        """Raises ValueError unless the file is of an agent of this make."""
+    def check_make(self, agent: Agent) -> None:
+        """Raises ValueError unless the file that training goes on from, if there is one, is of an agent of this make."""
+        found = self.open()
+        if found is None:
+            return
         mine, theirs = describe(agent), found.data
         if "run" not in theirs:
             raise ValueError(
@@ -259,11 +274,6 @@ class NoCheckpoints(Checkpoints):
 
     def training_ended(self, agent: Agent, callback: BaseCallback | None, iteration: int) -> None:
         """Writes nothing."""
-
-
-def _log_sizes(found: Archive) -> dict[str, int]:
-    sizes = found.data.get("logs", {}).get("sizes", {})
-    return {name: size for name, size in sizes.items() if isinstance(size, int)} if isinstance(sizes, dict) else {}
 
 
 def _log_folder(agent: Agent) -> str | None:

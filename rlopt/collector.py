@@ -202,11 +202,12 @@ class Collector:
             ValueError, KeyError, TypeError: what a collector with as many of the same environments cannot have given.
         """
         self.seed, self.observations = snapshot["seed"], None
-        if snapshot["environments"] is None:
-            return list(range(self.envs.num_envs))
-        lost = self.envs.restore(snapshot["environments"])
-        if snapshot["observations"] is None or len(lost) == self.envs.num_envs:
-            return lost if snapshot["observations"] is not None else []
+        known = snapshot["environments"]
+        lost = list(range(self.envs.num_envs)) if known is None else self.envs.restore(known)
+        if snapshot["observations"] is None:  # all is begun anew in any case
+            return []
+        if len(lost) == self.envs.num_envs:
+            return lost
         self._check_shapes(snapshot["observations"])
         self.observations = map_arrays(np.copy, snapshot["observations"])
         self.reset_pending = snapshot["reset_pending"].copy()

@@ -194,7 +194,8 @@ class Assignment:
 
     def _without_idle_rows(self, step: Step, valid: Array | None) -> tuple[Step, Array]:
         valid = self.active if valid is None else valid & self.active
-        step = only_rows(step, valid)._replace(infos=ChangedInfos(step.infos, self._idle_infos))
+        failed = None if step.failed is None else step.failed & self.active
+        step = only_rows(step, valid)._replace(infos=ChangedInfos(step.infos, self._idle_infos), failed=failed)
         if step.final_observations is None:
             return step, valid
         final_rows = np.asarray(step.final_rows, np.int64)

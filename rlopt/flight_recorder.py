@@ -51,14 +51,14 @@ class FlightRecorder:
     An update is wrong if it leaves parameters or the optimiser's moments that are not finite, a loss or a gradient that is not,
     a KL divergence from the policy before above `max_kl`, or importance weights above `max_weight`. Then the last updates
     are written to a file, with the data that they were made of, which `python -m rlopt replay FILE` plays again to the bit;
-    the agent is put back to the state before the update, and one further with each failure in a row; and all its steps
-    (learning rate, step size, radius) are halved from then on. Environments go on where they are: what was collected is
-    not collected again.
+    the agent is put back to the state before the update; and all its steps (learning rate, step size, radius) are halved from
+    then on (`Agent.step_scale`, which is saved with it). Environments go on where they are: what was collected is not collected
+    again.
 
     Args:
         folder: where files are written; None writes none.
         keep: updates to keep. Each holds its rollouts in memory.
-        max_rollbacks: after these a further fault ends the training.
+        max_rollbacks: after these a further fault ends the training; an agent's whole life counts.
         max_kl: in nats, of `train/approx_kl`; far beyond what any update should do.
         max_weight: of the importance weight of an episode, `train/weights_max`.
 
@@ -81,7 +81,15 @@ class FlightRecorder:
         self.folder = None if folder is None else Path(folder)
         self.max_rollbacks, self.max_kl, self.max_weight = max_rollbacks, max_kl, max_weight
         self.updates: deque[Update] = deque(maxlen=keep)
-        self._in_a_row = 0  # faults
+
+    def training_begins(self) -> None:
+        """Before the first iteration of a training."""
+        self.updates.clear()
+
+    def training_ends(self, agent: Agent) -> None:
+        """After the last iteration, however it ended; what was kept may be looked at."""
+        if agent.collector is not None:
+            agent.collector.on_rollout = None
 
     def update_begins(self, agent: Agent) -> None:
         """Before an iteration."""
@@ -102,14 +110,11 @@ class FlightRecorder:
         """
         fault = self.fault(state, metrics)
         if fault is None:
-            self._in_a_row = 0
             return True
         path = self._write(agent, state, fault)
         replay = "" if path is None else f"; to see it again: python -m rlopt replay {path}"
         what = f"{type(agent).__name__}: the update after {agent.num_timesteps} environment steps gave {fault}"
-        self._in_a_row += 1
-        undone = [self.updates.pop() for _ in range(min(self._in_a_row, len(self.updates)))]
-        agent._adopt(undone[-1].state)
+        agent._adopt(self.updates.pop().state)
         if self._num_rollbacks(agent) >= self.max_rollbacks:
             raise FloatingPointError(
                 f"{what}; those before it are kept, and {self.max_rollbacks} times smaller steps did not help{replay}. "
@@ -143,7 +148,6 @@ class FlightRecorder:
         """A file with the updates that are kept, their data, and the parameters that came of them; None without a folder."""
         if self.folder is None:
             return None
-        agent._adopt(self.updates[0].state)  # the file holds the agent as it was before the first of them
         outcomes = [digest(update.state.theta) for update in list(self.updates)[1:]] + [digest(state.theta)]
         updates, tensors = split([_as_data(update) for update in self.updates], "updates")
         about = {
@@ -153,8 +157,15 @@ class FlightRecorder:
             "total_timesteps": agent._total_timesteps,
             "group_size": 1 if agent.collector is None else agent.collector.envs.group_size,
         }
-        path = self.folder / f"fault_{agent.num_timesteps}_steps.zip"
-        files.write(path, {**describe(agent), "flight": about}, {**agent_tensors(agent), **tensors})
+        path, last = self.folder / f"fault_{agent.num_timesteps}_steps.zip", agent.state
+        agent._adopt(self.updates[0].state)  # the file holds the agent as it was before the first of them
+        try:
+            files.write(path, {**describe(agent), "flight": about}, {**agent_tensors(agent), **tensors})
+        except (OSError, ValueError) as error:  # a full disk, an agent that no file can hold: no reason to end a training
+            print(f"{path} cannot be written: {error}", file=sys.stderr)
+            return None
+        finally:
+            agent._adopt(last)
         return path
 
 
@@ -163,6 +174,12 @@ class NoRecorder(FlightRecorder):
 
     def __init__(self) -> None:
         """Keeps nothing."""
+
+    def training_begins(self) -> None:
+        """Keeps nothing."""
+
+    def training_ends(self, agent: Agent) -> None:
+        """Kept nothing."""
 
     def update_begins(self, agent: Agent) -> None:
         """Keeps nothing."""

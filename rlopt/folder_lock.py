@@ -11,14 +11,18 @@ except ImportError:  # pragma: no cover - Windows has no such locks
 
 
 class FolderLock:
-    """Holds a folder until `release`, or until the process ends, however that happens.
+    """Holds a folder until `close`, or until the process ends, however that happens.
+
+    Args:
+        folder: made if it does not exist.
+        name: of the argument, for errors.
 
     Raises:
         ValueError: another holds it.
         OSError: the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str = "output_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / ".lock").open("w")
         if fcntl is None:
@@ -27,8 +31,8 @@ class FolderLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise ValueError(f"checkpoints: another process is training with {folder}") from None
+            raise ValueError(f"{name}: another process is training with {folder}") from None
 
-    def release(self) -> None:
-        """Safe to call twice."""
+    def close(self) -> None:
+        """Let others have it. Safe to call twice."""
         self._file.close()

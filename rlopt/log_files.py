@@ -4,51 +4,66 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 
 EVENTS = "events.out.tfevents*"
-PROGRESS, STEPS = "progress.csv", "time/total_timesteps"
+PROGRESS = "progress.csv"
 
 
-def event_sizes(logger: Logger) -> dict[str, int]:
-    """Bytes of TensorBoard's files in the logger's folder, by name, once all is written that was logged."""
+def logged(logger: Logger) -> dict[str, Any]:
+    """How far the log files in the logger's folder are, once all is written: bytes of TensorBoard's, rows of the table."""
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):
             output.writer.flush()
     if logger.dir is None:
-        return {}
-    return {path.name: path.stat().st_size for path in sorted(Path(logger.dir).glob(EVENTS))}
+        return {"sizes": {}, "rows": 0}
+    folder = Path(logger.dir)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob(EVENTS))}
+    table = folder / PROGRESS
+    return {"sizes": sizes, "rows": len(_rows(table)) if table.exists() else 0}
 
 
-def rewind_logs(folder: Path, sizes: dict[str, int], last: int, column: str = STEPS) -> None:
-    """TensorBoard's files as long as they were, and the table without rows whose number in a column is beyond the last."""
+def rewind_logs(folder: Path, known: Any) -> None:
+    """TensorBoard's files and the table as far as they were, see `logged`; empty where nothing is known of them."""
+    known = known if isinstance(known, dict) else {}
+    sizes, rows = known.get("sizes"), known.get("rows")
     for path in folder.glob(EVENTS):
-        size = sizes.get(path.name, 0)
-        if not size:
+        size = sizes.get(path.name) if isinstance(sizes, dict) else None
+        if not isinstance(size, int) or size <= 0:
             path.unlink()
         elif path.stat().st_size > size:
             os.truncate(path, size)
-    rewind_table(folder / PROGRESS, column, last)
+    if (folder / PROGRESS).exists():
+        _rewrite(folder / PROGRESS, _rows(folder / PROGRESS)[: rows if isinstance(rows, int) and rows > 0 else 0])
 
 
 def rewind_table(path: Path, column: str, last: float) -> None:
     """Drop the rows of a CSV file whose number in this column is larger, or missing: a crash may cut the last one short."""
     if not path.exists():
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    rows = _rows(path)
     if not rows or column not in rows[0]:
-        kept = []
-    else:
-        header, place = rows[0], rows[0].index(column)
-        kept = [header, *(row for row in rows[1:] if len(row) == len(header) and _at_most(row[place], last))]
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(kept)
-    os.replace(temporary, path)
+        _rewrite(path, [])
+        return
+    header, place = rows[0], rows[0].index(column)
+    _rewrite(path, [header, *(row for row in rows[1:] if len(row) == len(header) and _at_most(row[place], last))])
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """All rows of a table, its header first."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def _rewrite(path: Path, rows: list[list[str]]) -> None:
+    """A table that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    temporary.replace(path)
 
 
 def continued_logger(folder: Path, outputs: list[KVWriter]) -> Logger:

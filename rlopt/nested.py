@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rlopt.envs.spaces import Array
 
-# The only key of what stands in the document for an array, {"tensor": name}, or for a long list of numbers.
-REFERENCE, NUMBERS = "tensor", "numbers"
+# The only key of what stands in the document for a tensor, an array, or a long list of numbers: {"$tensor": name}.
+TENSOR, ARRAY, NUMBERS = "$tensor", "$array", "$numbers"
+RESERVED = {TENSOR, ARRAY, NUMBERS}
 MANY = 32
 
 
@@ -21,7 +22,7 @@ def split(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
     """The value as JSON can hold it, and its arrays as tensors that share no memory, named after their place.
 
     Args:
-        value: dictionaries with texts for keys, lists, tuples, deques, arrays, numbers, texts, None.
+        value: dictionaries with texts for keys, lists, tuples, deques, arrays, tensors, numbers, texts, None.
         name: of the whole, before a slash in each tensor's name.
 
     Raises:
@@ -36,9 +37,9 @@ def split(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
             return part
         if isinstance(part, np.ndarray | Tensor):
             tensors[place] = torch.as_tensor(part).detach().clone()
-            return {REFERENCE: place}
-        if isinstance(part, Mapping):
-            return {str(key): plain(entry, f"{place}/{key}") for key, entry in part.items()}
+            return {TENSOR if isinstance(part, Tensor) else ARRAY: place}
+        if type(part) is dict and all(isinstance(key, str) for key in part) and not part.keys() & RESERVED:
+            return {key: plain(entry, f"{place}/{key}") for key, entry in part.items()}
         if isinstance(part, list | tuple | deque):
             if _are_many_numbers(part):
                 tensors[place] = torch.from_numpy(np.asarray(part))
@@ -50,16 +51,15 @@ def split(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `split`: arrays of NumPy, lists for whatever was a sequence.
+    """The inverse of `split`; lists for whatever was a sequence.
 
     Raises:
         KeyError: a tensor is missing.
     """
     if isinstance(document, dict):
-        if document.keys() == {REFERENCE} and isinstance(document[REFERENCE], str):
-            return _array(tensors[document[REFERENCE]])
-        if document.keys() == {NUMBERS} and isinstance(document[NUMBERS], str):
-            return _array(tensors[document[NUMBERS]]).tolist()
+        if len(document) == 1 and (kind := next(iter(document))) in RESERVED:
+            tensor = tensors[document[kind]]
+            return tensor if kind == TENSOR else _array(tensor) if kind == ARRAY else _array(tensor).tolist()
         return {key: join(entry, tensors) for key, entry in document.items()}
     if isinstance(document, list):
         return [join(entry, tensors) for entry in document]

@@ -159,7 +159,7 @@ class ParetoCallback(BaseCallback):
         """The inverse of `state_dict`, after training has begun."""
         self.n_calls, self.num_timesteps, self._evaluated_at = (state[k] for k in ("n_calls", "num_timesteps", "evaluated_at"))
         tensors = {name: torch.as_tensor(value) for name, value in state["tensors"].items()}
-        self.archive = ParetoArchive.from_contents(state["archive"], tensors, "the checkpoint")
+        self.archive.members = ParetoArchive.from_contents(state["archive"], tensors, "the checkpoint").members
         self._seed, self.last_points = state["seed"], np.asarray(state["last_points"])
         self._evaluated = None if state["has_changed"] else self._agent.state.theta
         for envs, snapshot in zip(self._envs, state["environments"], strict=True):

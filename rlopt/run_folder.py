@@ -68,8 +68,11 @@ class RunFolder:
 
     def write_description(self, configuration: dict[str, Any]) -> None:
         """config.yaml and versions.json."""
-        self.config.write_text(yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        self.versions.write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+        text = yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+        for path, content in ((self.config, text), (self.versions, json.dumps(versions(), indent=1) + "\n")):
+            temporary = path.with_name(f".{path.name}.new")
+            temporary.write_text(content, encoding="utf-8")
+            temporary.replace(path)  # of a run that goes on there is one already, which is never half written
 
     def read_config(self) -> dict[str, Any]:
         """The run's settings.

@@ -232,7 +232,7 @@ def test_an_environment_that_breaks_every_time_is_given_up():
     agent = PPO("MlpPolicy", make_envs(partial(BreaksAtOnce), 2, on_error="restart"), **SMALL)
     with (
         pytest.warns(EnvironmentRestarted),
-        pytest.raises(EnvironmentFault, match="it was made anew 5 times in a row, which did not help"),
+        pytest.raises(EnvironmentFault, match="it was made anew 10 times in a row, which did not help"),
     ):
         agent.learn(200)
 
@@ -250,6 +250,91 @@ def test_a_reset_that_fails_is_named():
     agent = PPO("MlpPolicy", make_envs(NoReset, 1), **SMALL)
     with pytest.raises(EnvironmentFault, match=r"environment 0 failed in reset\(seed=\d+\): OSError: no simulator"):
         agent.learn(32)
+
+
+class FailsToReset(Breaking):
+    """Every other reset raises, and every fifth shows a NaN."""
+
+    resets = 0
+
+    def reset(self, **kwargs):
+        FailsToReset.resets += 1
+        if FailsToReset.resets % 2 == 0:
+            raise OSError("no simulator")
+        shown, info = super().reset(**kwargs)
+        return (shown * np.float32("nan") if FailsToReset.resets % 5 == 0 else shown), info
+
+
+def test_resets_that_fail_are_tried_again():
+    agent = PPO("MlpPolicy", make_envs(FailsToReset, 3, on_error="restart"), **SMALL)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EnvironmentRestarted)
+        agent.learn(100)
+    messages = [str(warning.message) for warning in told]
+    assert any(re.search("failed in reset.*no simulator.*; it is made anew", message) for message in messages)
+    assert any(re.search("in reset returned observation that is not finite", message) for message in messages)
+    assert torch.isfinite(agent.state.theta).all()
+
+
+def test_an_environment_that_never_comes_to_an_end_of_an_episode_is_given_up():
+    envs = make_envs(partial(Breaking, length=50, always=True), 2, on_error="restart")
+    agent = REINFORCE("MlpPolicy", envs, num_episodes=4, seed=0)
+    with pytest.warns(EnvironmentRestarted), pytest.raises(EnvironmentFault, match="made anew 10 times in a row"):
+        agent.learn(100)
+
+
+def test_a_factory_that_fails_is_named():
+    made = []
+
+    def factory():
+        made.append(Breaking(always=True))
+        if len(made) > 2:
+            raise OSError("no licence")
+        return made[-1]
+
+    agent = PPO("MlpPolicy", make_envs(factory, 2, on_error="restart"), **SMALL)
+    with (
+        pytest.warns(EnvironmentRestarted),
+        pytest.raises(EnvironmentFault, match="another one cannot be made: OSError: no"),
+    ):
+        agent.learn(100)
+
+
+class TwoRewards(Breaking):
+    def step(self, action):
+        shown, reward, *rest = super().step(action)
+        return shown, np.array([reward, 1.0]), *rest
+
+
+class BreaksFirst(TwoRewards):
+    """The first step of its life raises."""
+
+    lives = 0
+
+    def __init__(self, which):
+        super().__init__(length=6)
+        self.seen = BreaksFirst.lives >= which
+        BreaksFirst.lives += 1
+
+    def step(self, action):
+        if not self.seen:
+            self.seen = True
+            raise ZeroDivisionError
+        return super().step(action)
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_fault_in_the_first_step_of_unannounced_vector_rewards(which, backend):
+    """Of one environment, and of all: K is known only when a step has paid."""
+    BreaksFirst.lives = 0
+    envs = make_envs(partial(BreaksFirst, which), 2, backend, on_error="restart")
+    agent = PPO("MlpPolicy", envs, utility=[0.5, 0.5], **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EnvironmentRestarted)
+        agent.learn(60)
+    assert envs.num_objectives == 2
+    envs.close()
 
 
 def test_what_cannot_be_made_anew_is_refused():

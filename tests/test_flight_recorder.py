@@ -93,7 +93,7 @@ def test_a_learning_rate_that_explodes_is_tamed_and_the_training_ends_well(tmp_p
         make(learning_rate=1e30).learn(600)
 
 
-def test_failures_in_a_row_go_further_back():
+def test_failures_in_a_row_go_back_to_the_same_state():
     agent = breaking(make(), {3, 4})
     recorder = FlightRecorder(keep=5)
     states = []
@@ -105,10 +105,29 @@ def test_failures_in_a_row_go_further_back():
 
     recorder.accepts = judge
     agent.learn(160, recorder=recorder)
-    first, second, third, fourth, fifth = (theta.clone() for theta in states)
-    assert torch.equal(third, fourth)  # the third failed: back to before it
-    assert torch.equal(second, fifth)  # the fourth, too: one further
-    assert not torch.equal(first, second)
+    second, third, fourth, fifth = (theta.clone() for theta in states[1:])
+    assert torch.equal(third, fourth)
+    assert torch.equal(third, fifth)
+    assert not torch.equal(second, third)
+    assert agent.step_scale == 0.25
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder can be here")
+    agent = breaking(make(), {2})
+    agent.learn(160, recorder=FlightRecorder(tmp_path / "file"))
+    assert "cannot be written" in capsys.readouterr().err
+    assert agent.step_scale == 0.5
+    assert agent.num_timesteps >= 160
+
+
+def test_nothing_is_kept_beyond_the_training(tmp_path):
+    agent, recorder = make(), FlightRecorder()
+    agent.learn(96, recorder=recorder)
+    batches = recorder.updates[-1].batches
+    agent.learn(96)
+    assert len(batches) == 1
+    assert agent.collector.on_rollout is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def there_and_back(value):
         [1, 2.5] * 50,
         [2**70] * 40,
         [float("inf"), -float("inf")],
-        {"tensor": [1], "numbers": 2},
+        {"tensor": "text", "numbers": 2},
         [[0.25] * 40, [0.5]],
     ],
 )
@@ -59,6 +59,16 @@ def test_sequences_come_back_as_lists():
 def test_other_objects_are_named():
     with pytest.raises(TypeError, match="it/a/0: object cannot be kept as data"):
         split({"a": [object()]}, "it")
+
+
+@pytest.mark.parametrize("value", [{1: 2}, {"$tensor": "x"}, Counter("a"), {1, 2}])
+def test_what_would_come_back_as_something_else_is_refused(value):
+    with pytest.raises(TypeError, match=r"it: .* cannot be kept as data"):
+        split(value, "it")
+
+
+def test_tensors_come_back_as_tensors():
+    assert torch.equal(there_and_back([torch.arange(3)])[0], torch.arange(3))
 
 
 def test_a_long_record_does_not_make_the_document_long():

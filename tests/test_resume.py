@@ -10,11 +10,13 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import NormalizeReward
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, StopTrainingOnNoModelImprovement
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlopt import ALGORITHMS, HARPG, PPO, REBEL, Checkpoints, make_envs
+from rlopt import ALGORITHMS, HARPG, PPO, REBEL, Checkpoints, as_vec_env, make_envs
 from rlopt.checkpoint import agent_tensors
 from tests.agents.test_every_agent import SMALL
 from tests.small_envs import Walk
@@ -181,10 +183,11 @@ def test_workers_go_on_amid_their_episodes_whatever_their_number(tmp_path):
     agent.environments.close()
 
 
-def test_callbacks_go_on_with_evaluations_of_their_own_environments(tmp_path):
+@pytest.mark.parametrize("kind", ["rlopt", "SB3"])
+def test_callbacks_go_on_with_evaluations_of_their_own_environments(kind, tmp_path):
     def callbacks(folder):
         def build():
-            envs = make_envs(walk, 2, seed=5)
+            envs = make_envs(walk, 2, seed=5) if kind == "rlopt" else None
             stop = StopTrainingOnNoModelImprovement(3, min_evals=2)
             evaluation = EvalCallback(
                 make_vec(envs), n_eval_episodes=3, eval_freq=5, log_path=str(folder), callback_after_eval=stop, verbose=0
@@ -194,9 +197,7 @@ def test_callbacks_go_on_with_evaluations_of_their_own_environments(tmp_path):
         return build
 
     def make_vec(envs):
-        from rlopt.envs.facade import as_vec_env
-
-        vec_env = as_vec_env(envs)
+        vec_env = DummyVecEnv([lambda: Monitor(Walk())] * 2) if envs is None else as_vec_env(envs)
         vec_env.seed(5)
         return vec_env
 
@@ -465,3 +466,42 @@ def test_runs_that_start_together_log_to_folders_of_their_own(tmp_path, monkeypa
         make(PPO, folder=tmp_path).learn(48).logger.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PPO_1", "PPO_2", "PPO_3"]
     assert all(len(list(path.iterdir())) == 1 for path in tmp_path.iterdir())
+
+
+def test_an_object_is_for_one_training(tmp_path):
+    run = Checkpoints(tmp_path)
+    agent = make(PPO).learn(48, checkpoints=run)
+    with pytest.raises(ValueError, match="checkpoints: an object is for one training"):
+        agent.learn(48, checkpoints=run)
+    with pytest.raises(ValueError, match="its training began after 0 environment steps, this one begins after 48"):
+        agent.learn(48, reset_num_timesteps=False, checkpoints=Checkpoints(tmp_path, resume=True))
+
+
+def test_a_stop_that_was_asked_for_before_the_first_step_is_obeyed(tmp_path):
+    run = Checkpoints(tmp_path)
+    run.request_stop()
+    assert make(PPO).learn(BUDGET, checkpoints=run).num_timesteps == 48
+
+
+def test_an_environment_whose_rewards_remember_other_episodes_begins_anew(tmp_path):
+    """Gymnasium's NormalizeReward shows the same and pays something else."""
+    build = lambda: make(PPO, lambda: NormalizeReward(Walk(limit=500, edge=1e9)))  # noqa: E731
+    with pytest.raises(Killed):
+        build().learn(BUDGET, KilledAt(30), checkpoints=Checkpoints(tmp_path, 24))
+    agent = build()
+    agent.environments.envs[1].reset(seed=0)
+    for _ in range(40):  # another past than that of the first agent's
+        agent.environments.envs[1].step(0)
+    with pytest.warns(UserWarning, match="environments 1 could not be put back"):
+        agent.learn(BUDGET, checkpoints=Checkpoints(tmp_path, 24, resume=True))
+
+
+def test_a_file_that_cannot_be_made_is_told_before_training(tmp_path):
+    class Odd(KilledAt):
+        def state_dict(self):
+            return {"kept": {1, 2}}
+
+    agent = make(PPO)
+    with pytest.raises(TypeError, match="run/callback/own/kept: set cannot be kept as data"):
+        agent.learn(48, Odd(None), checkpoints=Checkpoints(tmp_path))
+    assert agent.num_timesteps == 0

@@ -298,6 +298,7 @@ class Agent(ABC):
         called = as_callback(callback, progress_bar)
         run = NoCheckpoints() if checkpoints is None else checkpoints
         with closing(run):
+            run.open()  # refused before anything is changed
             self._begin_learning(int(total_timesteps), reset_num_timesteps, tb_log_name, run)
             local = StepLocals(
                 self,
@@ -318,8 +319,13 @@ class Agent(ABC):
                 called.init_callback(self)  # type: ignore[arg-type]
                 called.on_training_start(local, globals())
             add_first_page(self.logger, self.layout)  # after callbacks, which may have charts of their own
-            with listening(called, self.collector, local), threads_for(self.state.theta):
-                self._iterate(local, run, NoRecorder() if recorder is None else recorder)
+            recorder = NoRecorder() if recorder is None else recorder
+            recorder.training_begins()
+            try:
+                with listening(called, self.collector, local), threads_for(self.state.theta):
+                    self._iterate(local, run, recorder)
+            finally:
+                recorder.training_ends(self)
             if called is not None:
                 called.on_training_end()
         return self

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import deque
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from rlopt.envs.facade import VecEnvFacade
+from rlopt.envs.row_generators import generator_state, restored_generator
 from rlopt.nested import split
 
 # Of every callback, set anew when training begins.
@@ -20,7 +23,8 @@ def callback_state(callback: BaseCallback) -> dict[str, Any]:
 
     A callback with methods `state_dict` and `load_state_dict` says for itself. Of others all attributes count that hold
     numbers, texts, arrays, or lists and dictionaries of these; arguments of the constructor do not, which are the script's
-    to state. Of environments for evaluation the random numbers are kept.
+    to state. Of environments for evaluation the random numbers are kept: of rlopt's own (`as_vec_env`), and of a `DummyVecEnv`
+    those of its environments; of others a warning says that they are not.
     """
     if hasattr(callback, "state_dict"):
         return {"own": callback.state_dict()}
@@ -56,7 +60,7 @@ def _arguments(cls: type) -> list[str]:
 def _is_nested(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(item, BaseCallback) for item in value)
-    return isinstance(value, BaseCallback | VecEnvFacade)
+    return isinstance(value, BaseCallback | VecEnv)
 
 
 def _is_plain(value: Any) -> bool:
@@ -70,8 +74,8 @@ def _is_plain(value: Any) -> bool:
 def _kept(value: Any) -> Any:
     if isinstance(value, BaseCallback):
         return callback_state(value)
-    if isinstance(value, VecEnvFacade):
-        return value.snapshot()
+    if isinstance(value, VecEnv):
+        return _random_numbers(value.unwrapped)
     if _is_nested(value):
         return [callback_state(item) for item in value]
     return value
@@ -82,8 +86,8 @@ def _restored(mine: Any, kept: Any) -> Any:
     if isinstance(mine, BaseCallback):
         restore_callback(mine, kept)
         return mine
-    if isinstance(mine, VecEnvFacade):
-        mine.restore(kept)
+    if isinstance(mine, VecEnv):
+        _restore_random_numbers(mine.unwrapped, kept)
         return mine
     if _is_nested(mine):
         for item, state in zip(mine, kept, strict=True):
@@ -92,3 +96,27 @@ def _restored(mine: Any, kept: Any) -> Any:
     if isinstance(mine, deque):
         return deque(kept, mine.maxlen)
     return tuple(kept) if isinstance(mine, tuple) else kept
+
+
+def _random_numbers(env: VecEnv) -> Any:
+    """What the environments' next episodes depend on; None of those that cannot tell."""
+    if isinstance(env, VecEnvFacade):
+        return env.snapshot()
+    if isinstance(env, DummyVecEnv):
+        return {"seeds": env._seeds, "generators": [generator_state(single.unwrapped.np_random) for single in env.envs]}
+    warnings.warn(
+        f"checkpoints: random numbers of a callback's {type(env).__name__} are not kept; its evaluations will differ after a "
+        "break. Give it a DummyVecEnv, or rlopt.as_vec_env(rlopt.make_envs(...))",
+        stacklevel=2,
+    )
+    return None
+
+
+def _restore_random_numbers(env: VecEnv, kept: Any) -> None:
+    if isinstance(env, VecEnvFacade):
+        env.restore(kept)
+    elif isinstance(env, DummyVecEnv) and kept is not None:
+        env._seeds = list(kept["seeds"])
+        for single, state in zip(env.envs, kept["generators"], strict=True):
+            generator: Any = restored_generator(state)
+            single.unwrapped.np_random = generator

@@ -49,8 +49,8 @@ PROGRAM = "rlopt-train"
 # Evaluation environments side by side: the policy is evaluated for all at once.
 MAX_EVALUATION_ENVS = 8
 MAX_VIDEO_FRAMES = 500
-# Errors of these arguments show in training only: an environment that pays other rewards, a return beyond f's domain.
 BEFORE_TRAINING = ("env: ", "checkpoints: ")  # which the first steps show, before anything was learned
+# Errors of these arguments show in training only: an environment that pays other rewards, a return beyond f's domain.
 SHOWN_BY_TRAINING = (*BEFORE_TRAINING, "utility: ", "reference: ")
 
 
@@ -155,6 +155,7 @@ def prepare(settings: Settings) -> Run:
     checkpoints = Checkpoints(
         folder.checkpoints, chosen.save_freq, chosen.keep_last, chosen.keep_best, chosen.resume is not None
     )
+    checkpoints.check_make(agent)  # before anything of a run that is there is touched
     begun = checkpoints.rewind_logs(folder.path)
     rewind_table(folder.episodes, "env_steps", begun)
     configuration = settings.configuration() | {"policy": policy}

@@ -74,7 +74,10 @@ class FrameStack(EnvironmentsWrapper):
         return step._replace(observations=self._tree(self._frames), final_observations=finals)
 
     def _own_snapshot(self) -> Snapshot:
-        return {"frames": {key: frames.copy() for key, frames in self._frames.items()}, "reset_pending": self._reset_pending}
+        return {
+            "frames": {key: frames.copy() for key, frames in self._frames.items()},
+            "reset_pending": self._reset_pending.copy(),
+        }
 
     def _restore_own(self, snapshot: Snapshot) -> None:
         self._frames = {key: snapshot["frames"][key] for key in self._layouts}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -95,7 +96,8 @@ class AsyncEnvironments(Environments):
         self._times += 1 if active is None else active
         rows = [row for share, used in zip(self._shares, asked, strict=True) if used for row in share]
         for part in parts:
-            self._checked_rewards(part.rewards, len(part.rewards))
+            if not _failed(part).all():
+                self._checked_rewards(part.rewards, len(part.rewards))
         step = _joined(parts)
         begun = [*step.final_rows, *(() if step.failed is None else step.failed.nonzero()[0])]
         self.episodes[[rows[row] for row in begun]] += 1
@@ -137,7 +139,7 @@ class AsyncEnvironments(Environments):
 
     def snapshot(self) -> Snapshot:
         parts: list[Snapshot] = self._ask("snapshot", [()] * len(self._workers))
-        joined = {name: [entry for part in parts for entry in part[name]] for name in ("seeds", "actions")}
+        joined = {name: [entry for part in parts for entry in part[name]] for name in ("seeds", "actions", "paid")}
         shown = [part["shown"] for part in parts]
         return {**self.episode_counters(), **joined, "shown": None if shown[0] is None else concatenate(shown)}
 
@@ -146,6 +148,7 @@ class AsyncEnvironments(Environments):
         if len(snapshot["episodes"]) != self.num_envs:
             raise ValueError(f"expected {self.num_envs} environments, got {len(snapshot['episodes'])}")
         self.run_seed, self.episodes[:] = int(snapshot["run_seed"]), snapshot["episodes"]
+        self._times[:] = [0 if actions is None else len(actions) for actions in snapshot["actions"]]
         lost = self._ask("restore", [(_part(snapshot, share),) for share in self._shares])
         return [share[row] for share, rows in zip(self._shares, lost, strict=True) for row in rows]
 
@@ -177,8 +180,9 @@ class AsyncEnvironments(Environments):
     def _answer(self, worker: _Worker, method: str) -> Any:
         """What a worker says; in place of one that is gone, another one, whose environments begin new episodes."""
         try:
-            answer = worker.receive(self.timeout)
-            worker.lost_in_a_row = 0
+            answer = worker.receive(self.timeout if method == "step" else None)
+            if method == "step" and (answer.terminated | answer.truncated).any():
+                worker.lost_in_a_row = 0
             return answer
         except WorkerLost as lost:
             share = self._shares[self._workers.index(worker)]
@@ -197,12 +201,11 @@ class AsyncEnvironments(Environments):
         counters = {"run_seed": self.run_seed, "episodes": self.episodes[share].tolist()}
         for method, args in (("handle_faults", (self.on_error,)), ("restore_episodes", (counters,))):
             worker.send(method, args)
-            worker.receive(self.timeout)
+            worker.receive()
         worker.send("restart", (np.arange(len(share)),))
-        observations, size = worker.receive(self.timeout), len(share)
+        observations, size = worker.receive(), len(share)
         nobody = np.zeros(size, bool)
-        paid = self.num_objectives or 1
-        rewards = np.zeros(size) if paid == 1 else np.zeros((size, paid))
+        rewards = np.zeros(size)
         return Step(observations, rewards, nobody, nobody, (), None, [{}] * size, ~nobody)
 
     def _one(self, index: int, method: str, *args: Any) -> Any:
@@ -218,7 +221,7 @@ def _joined(parts: Sequence[Step]) -> Step:
     offsets = np.cumsum([0, *(len(part.terminated) for part in parts)])
     return Step(
         observations,
-        np.concatenate([part.rewards for part in parts]),
+        np.concatenate([_widened(part.rewards, parts) for part in parts]),
         np.concatenate([part.terminated for part in parts]),
         np.concatenate([part.truncated for part in parts]),
         [int(offset) + row for offset, part in zip(offsets, parts, strict=False) for row in part.final_rows],
@@ -226,6 +229,12 @@ def _joined(parts: Sequence[Step]) -> Step:
         [info for part in parts for info in part.infos],
         np.concatenate([_failed(part) for part in parts]) if any(part.failed is not None for part in parts) else None,
     )
+
+
+def _widened(rewards: Array, parts: Sequence[Step]) -> Array:
+    """Rewards [n] of environments that all failed, and do not know K, as [n, K]."""
+    wide = next((part.rewards for part in parts if part.rewards.ndim > 1), rewards)
+    return rewards if wide.ndim == rewards.ndim else np.zeros((len(rewards), wide.shape[1]))
 
 
 def _failed(part: Step) -> Array:
@@ -238,7 +247,7 @@ def _part(snapshot: Snapshot, share: Sequence[int]) -> Snapshot:
     shown = snapshot["shown"]
     return {
         "run_seed": snapshot["run_seed"],
-        **{name: snapshot[name][first:last] for name in ("episodes", "seeds", "actions")},
+        **{name: snapshot[name][first:last] for name in ("episodes", "seeds", "actions", "paid")},
         "shown": None if shown is None else map_arrays(lambda array: array[first:last], shown),
     }
 
@@ -317,6 +326,7 @@ class _Worker:
 
 def _serve(pipe: Connection, payload: bytes, first_index: int, name: str) -> None:
     """The worker's loop: (method, args) in, (failure or None, result) out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training to end in good order
     try:
         # The payload comes from the parent process through its own pipe, never from a file.
         envs = SyncEnvironments(cloudpickle.loads(payload), first_index, name)

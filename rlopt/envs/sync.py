@@ -26,12 +26,12 @@ from rlopt.envs.base import (
     spread,
 )
 from rlopt.envs.form import Form, complaint_of_reward, said
-from rlopt.envs.replay import EpisodeTape, play_again
+from rlopt.envs.replay import EpisodeTape
 from rlopt.envs.reward_space import announced_objectives
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays, stack_observations
 
 EnvFactory = Callable[[], gym.Env]
-MOST_IN_A_ROW = 5  # times that an environment is made anew before it is given up
+MOST_IN_A_ROW = 10  # episodes that break, one after the other, before an environment is given up
 
 
 class SyncEnvironments(Environments):
@@ -69,7 +69,7 @@ class SyncEnvironments(Environments):
         if seed is not None:
             self.run_seed = seed
             self.episodes[:] = 0
-        return self._joined([self._begin_episode(index) for index in self._rows], self._rows)
+        return self._joined([self._begun(index) for index in self._rows], self._rows)
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         stepped = self._rows if active is None else active.nonzero()[0].tolist()
@@ -85,21 +85,22 @@ class SyncEnvironments(Environments):
             try:
                 observation, reward, over, cut, infos[row] = self._stepped(index, actions[index])
             except EnvironmentFault as fault:
-                observation, reward, over, cut = self._made_anew(index, fault), self._no_reward(), False, False
+                observation, reward, over, cut = self._made_anew(index, fault), None, False, False
                 failed.append(row)
             else:
-                self._tapes[index].add(actions[index], observation)
+                self._tapes[index].add(actions[index], observation, reward)
             rewards.append(reward)
             if over or cut:
                 terminated[row], truncated[row] = over, cut
                 final_rows.append(row)
                 rewards[row] = np.array(reward)  # the reset may reuse its array too
                 finals.append(self._joined([observation], [index]))  # copied before the reset, which may reuse its array
-                observation = self._begin_episode(index)
+                self._in_a_row[index] = 0
+                observation = self._begun(index)
             observations.append(observation)
         step = Step(
             self._joined(observations, stepped),
-            self._checked_rewards(self._joined_rewards(rewards), len(stepped)),
+            self._joined_rewards(rewards),
             terminated,
             truncated,
             final_rows,
@@ -111,7 +112,7 @@ class SyncEnvironments(Environments):
 
     def restart(self, rows: Array, seeds: Sequence[int] | None = None) -> ArrayTree:
         given = [None] * len(rows) if seeds is None else seeds
-        return self._joined([self._begin_episode(int(row), seed) for row, seed in zip(rows, given, strict=True)], rows.tolist())
+        return self._joined([self._begun(int(row), seed) for row, seed in zip(rows, given, strict=True)], rows.tolist())
 
     def handle_faults(self, on_error: OnError, timeout: float | None = None) -> None:
         if timeout is not None:
@@ -133,34 +134,36 @@ class SyncEnvironments(Environments):
         return True
 
     def snapshot(self) -> Snapshot:
-        known = {"seeds": [tape.seed for tape in self._tapes], "actions": [tape.actions() for tape in self._tapes]}
-        begun = all(tape.seed is not None for tape in self._tapes)
+        tapes = self._tapes
+        begun = all(tape.seed is not None for tape in tapes)
         return {
             **self.episode_counters(),
-            **known,
-            "shown": self._encode([tape.shown for tape in self._tapes]) if begun else None,
+            "seeds": [tape.seed for tape in tapes],
+            "actions": [tape.actions() for tape in tapes],
+            "paid": [np.asarray(tape.paid, np.float64) for tape in tapes],
+            "shown": self._encode([tape.shown for tape in tapes]) if begun else None,
         }
 
     def restore(self, snapshot: Snapshot) -> list[int]:
         """Plays the episodes again. One that does not come to where it was is not determined by its seed."""
         if not self.restore_episodes(snapshot):
             raise ValueError(f"expected {self.num_envs} environments, got {len(snapshot['episodes'])}")
-        known = zip(snapshot["seeds"], snapshot["actions"], strict=True)
-        return [
-            index for index, (seed, actions) in enumerate(known) if not self._came_back(index, seed, actions, snapshot["shown"])
-        ]
+        return [index for index in self._rows if not self._came_back(index, snapshot)]
 
-    def _came_back(self, index: int, seed: int | None, actions: Array | None, shown: ArrayTree | None) -> bool:
-        """Whether the environment shows, after the actions of its episode, what it showed."""
-        if seed is None or actions is None or shown is None:
+    def _came_back(self, index: int, snapshot: Snapshot) -> bool:
+        """Whether the environment shows and pays, after the actions of its episode, what it did."""
+        tape, seed, actions = self._tapes[index], snapshot["seeds"][index], snapshot["actions"][index]
+        if seed is None or actions is None or snapshot["shown"] is None:
             return False
-        observation = play_again(self.envs[index], seed, actions)
-        if observation is None or not same_observations(
-            self._encode([observation]), map_arrays(lambda array: array[index : index + 1], shown)
-        ):
+        try:
+            if not tape.play_again(self.envs[index], seed, actions):
+                return False
+        except Exception:  # whatever an environment raises, it did not come back
             return False
-        self._tapes[index].go_on(seed, actions, observation)
-        return True
+        before = map_arrays(lambda array: array[index : index + 1], snapshot["shown"])
+        # What is paid may depend on more than the episode, as with Gymnasium's NormalizeReward.
+        paid = np.array_equal(np.asarray(tape.paid, np.float64), snapshot["paid"][index], equal_nan=True)
+        return paid and same_observations(self._encode([tape.shown]), before)
 
     def get_attr(self, name: str, indices: Sequence[int]) -> list[Any]:
         return [self.envs[index].get_wrapper_attr(name) for index in indices]
@@ -176,12 +179,38 @@ class SyncEnvironments(Environments):
         return [None if env.render_mode is None else env.render() for env in self.envs]
 
     def _joined_rewards(self, rewards: list[Any]) -> Array:
-        """Rewards [n] or [n, K], float64, of n environments."""
+        """Rewards [n] or [n, K], float64, of n environments; zeros for None, of those that failed."""
+        paid = [reward for reward in rewards if reward is not None]
         try:
-            return np.asarray(rewards, np.float64)
+            joined = np.asarray(paid, np.float64)
         except (TypeError, ValueError) as error:
-            shapes = sorted({np.shape(reward) for reward in rewards})
+            shapes = sorted({np.shape(reward) for reward in paid})
             raise EnvironmentFault(f"{self.name}: rewards are not numbers, or their shapes differ: {shapes}") from error
+        if not paid:  # K may not be known yet
+            paid_before = self.num_objectives or 1
+            return np.zeros(len(rewards)) if paid_before == 1 else np.zeros((len(rewards), paid_before))
+        joined = self._checked_rewards(joined, len(paid))
+        if len(paid) < len(rewards):
+            full = np.zeros((len(rewards), *joined.shape[1:]))
+            full[[reward is not None for reward in rewards]] = joined
+            return full
+        return joined
+
+    def _begun(self, index: int, seed: int | None = None) -> Any:
+        """The first observation of an environment's next episode, or of a new environment's where this one breaks.
+
+        Raises:
+            EnvironmentFault: it breaks, and none is to be made, or those break again and again.
+        """
+        while True:
+            try:
+                observation = self._begin_episode(index, seed)
+                complaint = self._form.complaint(observation) if self.on_error == "restart" else None
+                if complaint is None:
+                    return observation
+                raise self._fault(index, f"in reset {complaint}")
+            except EnvironmentFault as fault:
+                self._replace(index, fault)
 
     def _begin_episode(self, index: int, seed: int | None = None) -> Any:
         if seed is None:
@@ -207,18 +236,24 @@ class SyncEnvironments(Environments):
         except Exception as error:
             fault = self._explained(error, self.envs[index]) if isinstance(error, TypeError | ValueError) else None
             raise fault or self._fault(index, f"failed in step: {said(error)}") from error
+        complaint = None
         if self.on_error == "restart":
-            if complaint := self._form.complaint(observation) or complaint_of_reward(reward):
-                raise self._fault(index, complaint)
-            self._in_a_row[index] = 0
+            complaint = self._form.complaint(observation) or complaint_of_reward(reward)
+        if complaint is not None:
+            raise self._fault(index, complaint)
         return observation, reward, over, cut, info
 
     def _made_anew(self, index: int, fault: EnvironmentFault) -> Any:
         """The first observation of a new environment in this one's place.
 
         Raises:
-            EnvironmentFault: none is to be made, or it broke again and again.
+            EnvironmentFault: none is to be made, or those before it broke as well.
         """
+        self._replace(index, fault)
+        return self._begun(index)
+
+    def _replace(self, index: int, fault: EnvironmentFault) -> None:
+        """Put a new environment in this one's place, or raise its fault."""
         if self.on_error == "raise":
             raise fault
         self._in_a_row[index] += 1
@@ -227,8 +262,10 @@ class SyncEnvironments(Environments):
         warnings.warn(f"{fault}; it is made anew, and its episode dropped", EnvironmentRestarted, stacklevel=3)
         with contextlib.suppress(Exception):  # of an environment that is broken
             self.envs[index].close()
-        self.envs[index] = self._factories[index]()
-        return self._begin_episode(index)
+        try:
+            self.envs[index] = self._factories[index]()
+        except Exception as error:
+            raise EnvironmentFault(f"{fault}; another one cannot be made: {said(error)}") from error
 
     def _fault(self, index: int, what: str, done: bool = False) -> EnvironmentFault:
         """What to say of an environment; `done` if the step was counted already."""
@@ -237,9 +274,6 @@ class SyncEnvironments(Environments):
             f"{self.name}: environment {self.first_index + index} {what}, in step {tape.num_steps + (not done)} of the episode "
             f"with seed {tape.seed}"
         )
-
-    def _no_reward(self) -> Any:
-        return np.zeros(self.num_objectives) if (self.num_objectives or 1) > 1 else 0.0
 
     def _joined(self, observations: list[Any], indices: Sequence[int]) -> ArrayTree:
         """Observations of these environments, encoded.

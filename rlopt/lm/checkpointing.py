@@ -32,7 +32,7 @@ from rlopt.checkpoint import versions
 from rlopt.checkpoints import DAMAGED
 from rlopt.file_errors import as_file_errors, shortened
 from rlopt.lm.models import frozen, trained
-from rlopt.log_files import event_sizes
+from rlopt.log_files import logged
 from rlopt.nested import join, split
 from rlopt.run_state import global_generators, restore_global_generators
 from rlopt.tensor_checks import set_generator
@@ -50,14 +50,19 @@ def checkpoint_path(output_dir: str, iteration: int) -> Path:
     return Path(output_dir) / f"checkpoint-{iteration}.zip"
 
 
-def newest(output_dir: str) -> Path | None:
-    """The checkpoint with most iterations that can be read; others are put aside with a warning. None without any."""
+def existing(output_dir: str) -> list[Path]:
+    """The checkpoints in a folder, from the fewest iterations to the most."""
     found = {
         int(match[1]): path
         for path in Path(output_dir).glob("checkpoint-*.zip")
         if (match := re.fullmatch(r"checkpoint-(\d+)\.zip", path.name))
     }
-    for _, path in sorted(found.items(), reverse=True):
+    return [path for _, path in sorted(found.items())]
+
+
+def newest(output_dir: str) -> Path | None:
+    """The checkpoint with most iterations that can be read; others are put aside with a warning. None without any."""
+    for path in reversed(existing(output_dir)):
         try:
             archive.read(path, FIELDS)
         except ValueError as error:
@@ -80,7 +85,7 @@ def save(trainer: REBELTrainer, path: Path, logger: Logger | None = None) -> Non
         "versions": versions() | {"transformers": transformers.__version__, "peft": peft.__version__},
         "left_out": trainer.left_out,
         "run": document,
-        "logs": {} if logger is None else event_sizes(logger),
+        "logs": {} if logger is None else logged(logger),
     }
     groups = {
         "parameters": trained(trainer.model),
@@ -93,8 +98,8 @@ def save(trainer: REBELTrainer, path: Path, logger: Logger | None = None) -> Non
     archive.write(path, data, {**tensors, **run_tensors})
 
 
-def restore(trainer: REBELTrainer, path: Path | str) -> dict[str, int]:
-    """Put a trainer where `save` found it; how long TensorBoard's files were.
+def restore(trainer: REBELTrainer, path: Path | str) -> dict[str, Any]:
+    """Put a trainer where `save` found it; how far its log files were.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not a whole one, or of another model, reference or data set.
@@ -145,7 +150,7 @@ def restore(trainer: REBELTrainer, path: Path | str) -> dict[str, int]:
             trainer.events.restore(run["events"])
             trainer._unsolved = int(run["unsolved"])
     logs = content.data.get("logs")
-    return {name: size for name, size in logs.items() if isinstance(size, int)} if isinstance(logs, dict) else {}
+    return logs if isinstance(logs, dict) else {}
 
 
 def digest_of_left_out(trainer: REBELTrainer) -> str:

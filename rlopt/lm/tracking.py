@@ -37,20 +37,19 @@ LAYOUT: Layout = {
 SHOWN = 8
 
 
-def open_log(args: REBELConfig, continued: Mapping[str, int] | None = None, num_tokens: int = 0) -> Logger:
+def open_log(args: REBELConfig, continued: Mapping[str, Any] | None = None) -> Logger:
     """SB3's logger, writing to `args.logging_dir`; its first page of charts and the configuration are laid out.
 
     Args:
         args: the settings.
-        continued: of a run that goes on, how long TensorBoard's files were; what came after is dropped. None begins anew.
-        num_tokens: that the run had sampled.
+        continued: of a run that goes on, how far the files were; what came after is dropped. None begins anew.
     """
     folder = Path(args.logging_dir or f"{args.output_dir}/logs")
     folder.mkdir(parents=True, exist_ok=True)
     if continued is None:
         logger = configure(str(folder), ["csv", "tensorboard"])
     else:
-        rewind_logs(folder, dict(continued), num_tokens, "num_tokens")
+        rewind_logs(folder, continued)
         logger = continued_logger(folder, [])
     add_first_page(logger, LAYOUT)
     add_configuration(logger, {field.name: getattr(args, field.name) for field in fields(args)})

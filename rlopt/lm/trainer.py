@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rlopt.estimators.rebel import eta_from_kl, eta_from_std
+from rlopt.folder_lock import FolderLock
 from rlopt.lm import checkpointing, diagnostics, models, tracking
 from rlopt.lm.arguments import REBELConfig
 from rlopt.lm.batches import make_batch
@@ -174,9 +176,18 @@ class REBELTrainer:
         """
         if self.train_dataset is None:
             raise ValueError("train_dataset: expected a data set to train on, got None")
-        continued = self._resume(resume_from_checkpoint) if resume_from_checkpoint else None
+        with closing(FolderLock(Path(self.args.output_dir))):
+            continued = self._resume(resume_from_checkpoint) if resume_from_checkpoint else None
+            if self.state.iteration == 0 and (others := checkpointing.existing(self.args.output_dir)):
+                raise ValueError(
+                    f"output_dir: {self.args.output_dir} has {len(others)} checkpoints of another training; go on from there "
+                    "with resume_from_checkpoint=True, or choose another folder"
+                )
+            return self._train(continued)
+
+    def _train(self, continued: dict[str, Any] | None) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        logger = self._logger = tracking.open_log(self.args, continued, self.state.num_tokens)
+        logger = self._logger = tracking.open_log(self.args, continued)
         self.events.train_begins()
         bar = tqdm(total=self.total_iterations, initial=self.state.iteration, disable=not self.args.progress_bar)
         try:
@@ -197,15 +208,15 @@ class REBELTrainer:
         finally:
             bar.close()
             logger.close()
-            self._logger = None
+            self._logger, self._stop_requested = None, False
         return metrics
 
     def request_stop(self) -> None:
         """Let training end after this iteration, with a checkpoint. Safe to call from a signal handler."""
         self._stop_requested = True
 
-    def _resume(self, given: bool | str | Path) -> dict[str, int]:
-        """Go on from a checkpoint; how long log files were then."""
+    def _resume(self, given: bool | str | Path) -> dict[str, Any]:
+        """Go on from a checkpoint; how far log files were then."""
         path: str | Path | None = checkpointing.newest(self.args.output_dir) if given in (True, "auto") else str(given)
         if path is not None:
             return checkpointing.restore(self, path)
