@@ -134,9 +134,13 @@ def summary() -> None:
             middles, lows, highs = np.array([with_interval(column, 300) for column in scores.T]).T
             (line,) = axis.plot(steps, middles, label=method)
             axis.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.12, linewidth=0)
-        for height, text in ((bound, "upper bound"), (longest, "longest queue first"), (at_random, "at random")):
+        for height, text, side in (
+            (bound, "upper bound", "bottom"),
+            (longest, "longest queue first", "top"),
+            (at_random, "at random", "bottom"),
+        ):
             axis.axhline(height, color="black", linestyle=":", linewidth=0.9)
-            axis.text(BUDGET, height, text, ha="right", va="bottom", fontsize=7)
+            axis.text(BUDGET, height, text, ha="right", va=side, fontsize=7)
         room = bound - at_random
         axis.set(
             title=f"{num_queues} queues",

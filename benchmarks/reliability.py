@@ -1,13 +1,15 @@
 """What reliability costs, and whether a long run stays what it was.
 
     python benchmarks/reliability.py overhead    # pairs of trainings with and without recorder and checkpoints, interleaved
+    python benchmarks/reliability.py share       # the time spent inside recorder and checkpoints, of one training
     python benchmarks/reliability.py soak        # 5,000,000 steps of CartPole in one run: memory and speed
     python benchmarks/reliability.py summary     # tables and plot
 
 Overhead: the time of trainings in this process, alternately plain and with a `FlightRecorder` that has a folder and
-`Checkpoints` at the command line's defaults, which write two files in 120,000 steps, at 100,000 and at the end. Time is that on
-the clock, since a disk that is slow costs no processor time. The ratio of each pair, and the median with its bootstrap interval;
-pairs of two plain trainings show the noise.
+`Checkpoints` at the command line's defaults, which write two files in 120,000 steps, at 100,000 and at the end. Time is that
+on the clock, since a disk that is slow costs no processor time. The ratio of each pair, and the median with its bootstrap
+interval; pairs of two plain trainings show the noise. Where that is larger than the cost, `share` tells more: the seconds
+inside the recorder's and the checkpoints' methods, as a share of the whole training.
 
 Soak: PPO with TensorBoard, episodes, checkpoints and recorder as the command line has them; resident memory and steps a second
 at every hundredth. Memory is compared between the first tenth's end and the end; speed between the second and the last tenth,
@@ -69,6 +71,44 @@ def overhead(pairs: int, steps: int) -> dict[str, Any]:
     return {"steps": steps, **ratios}
 
 
+def share(steps: int) -> dict[str, Any]:
+    """Seconds of one training, and those inside of what guards it."""
+    from rlopt import Checkpoints, FlightRecorder
+
+    spent: dict[str, float] = {}
+
+    def timed(owner: Any, name: str) -> None:
+        """Count the time of a method."""
+        method = getattr(owner, name)
+
+        def counting(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*arguments)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+
+        setattr(owner, name, counting)
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, recorder = Checkpoints(f"{folder}/checkpoints"), FlightRecorder(f"{folder}/faults")
+        for owner, names in (
+            (recorder, ("update_begins", "accepts")),
+            (checkpoints, ("begin", "iteration_ended", "training_ended")),
+        ):
+            for name in names:
+                timed(owner, name)
+        agent = make(folder)
+        began = time.perf_counter()
+        agent.learn(steps, checkpoints=checkpoints, recorder=recorder)
+        seconds = time.perf_counter() - began
+        agent.logger.close()
+    print(
+        f"{sum(spent.values()) / seconds:.2%} of {seconds:.1f} s: { {name: round(value, 3) for name, value in spent.items()} }"
+    )
+    return {"steps": steps, "seconds": seconds, "inside": spent}
+
+
 def soak(steps: int) -> dict[str, Any]:
     """Resident memory [MiB] and seconds at every mark."""
     from stable_baselines3.common.callbacks import BaseCallback
@@ -127,6 +167,9 @@ def summary() -> None:
             medians = [np.median(random.choice(ratios, len(ratios))) for _ in range(2000)]
             low, high = np.percentile(medians, [2.5, 97.5])
             print(f"| {words} | {len(ratios)} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f} |")
+    if "share" in results:
+        inside, seconds = sum(results["share"]["inside"].values()), results["share"]["seconds"]
+        print(f"\ninside recorder and checkpoints: {inside / seconds:.2%} of {seconds:.0f} s")
     if "soak" in results:
         memory, seconds = (np.array(results["soak"][name]) for name in ("memory_mib", "seconds"))
         tenth = MARKS // 10
@@ -161,7 +204,7 @@ def draw(memory: np.ndarray, speed: np.ndarray, steps: int) -> None:
 def main() -> None:
     """Measure or summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("overhead", "soak", "summary"))
+    parser.add_argument("command", choices=("overhead", "share", "soak", "summary"))
     parser.add_argument("--steps", type=int, help=f"{PAIR_STEPS:,} for overhead, {SOAK_STEPS:,} for soak")
     parser.add_argument("--pairs", type=int, default=PAIRS)
     arguments = parser.parse_args()
@@ -171,6 +214,8 @@ def main() -> None:
         torch.set_num_threads(1)
         if arguments.command == "soak":
             measured = soak(arguments.steps or SOAK_STEPS)
+        elif arguments.command == "share":
+            measured = share(arguments.steps or PAIR_STEPS)
         else:
             measured = overhead(arguments.pairs, arguments.steps or PAIR_STEPS)
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

