@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from rlopt.cli import evaluate_main, export_main, plot_main, train_main
+from rlopt.cli import evaluate_main, export_main, inspect_main, plot_main, train_main
 from rlopt.replaying import replay_main
 from rlopt.verification.run import verify_main
 
@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (evaluate_main, "play a trained agent"),
     "plot": (plot_main, "draw learning curves"),
     "export": (export_main, "write a trained agent as ONNX"),
+    "inspect": (inspect_main, "say what a file holds"),
     "replay": (replay_main, "play updates again that went wrong, from the file of a flight recorder"),
     "verify": (verify_main, "check the estimators and agents against exact answers"),
 }
