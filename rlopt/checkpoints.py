@@ -14,10 +14,11 @@ from rlopt import archive as files
 from rlopt.archive import Archive
 from rlopt.arguments import check_number
 from rlopt.checkpoint import agent_tensors, describe, load_into
+from rlopt.file_errors import one_line
 from rlopt.folder_lock import FolderLock
 from rlopt.log_files import logged, rewind_logs
 from rlopt.nested import join, split
-from rlopt.run_state import restore_run, run_state
+from rlopt.run_state import check_count, restore_run, run_state
 
 if TYPE_CHECKING:
     from rlopt.agents.base import Agent
@@ -160,9 +161,9 @@ class Checkpoints:
             if began != begins:
                 raise ValueError(f"its training began after {began} environment steps, this one begins after {begins}")
             load_into(agent, found)
-            lost = restore_run(agent, callback, state)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ValueError(f"checkpoints: the newest file does not fit this training: {error!r}") from error
+            lost, iteration = restore_run(agent, callback, state), check_count("iteration", state["iteration"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"checkpoints: the newest file does not fit this training: {one_line(repr(error))}") from error
         if lost:
             which = "all environments" if len(lost) == agent.n_envs else f"environments {', '.join(map(str, lost))}"
             warnings.warn(
@@ -172,7 +173,7 @@ class Checkpoints:
             )
         self._saved_at, self._found = agent.num_timesteps, None
         self._scores = {path: _score(path) for path in self._files()} if self.keep_best else {}
-        return int(state["iteration"])
+        return iteration
 
     def iteration_ended(self, agent: Agent, callback: BaseCallback | None, iteration: int) -> bool:
         """Write a file if it is time for one; whether training is to go on.

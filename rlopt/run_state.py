@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import Logger
 
 from rlopt.agents.callback_state import callback_state, restore_callback
 from rlopt.envs.base import episode_seed
+from rlopt.tensor_checks import set_generator
 
 if TYPE_CHECKING:
     from rlopt.agents.base import Agent
@@ -40,6 +41,7 @@ def restore_run(agent: Agent, callback: BaseCallback | None, state: dict[str, An
         ValueError, KeyError, TypeError: a state that no such run can have given.
     """
     assert agent.collector is not None
+    check_count("num_timesteps_at_start", state["num_timesteps_at_start"])
     planned = agent._total_timesteps - agent._num_timesteps_at_start
     agent._num_timesteps_at_start = state["num_timesteps_at_start"]
     agent._total_timesteps = agent._num_timesteps_at_start + planned
@@ -55,6 +57,17 @@ def restore_run(agent: Agent, callback: BaseCallback | None, state: dict[str, An
     return lost
 
 
+def check_count(name: str, value: Any) -> int:
+    """The value, if it can count something.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{name}: expected a whole number of at least 0, got {value!r}")
+    return value
+
+
 def _logger_state(logger: Logger) -> dict[str, Any]:
     """What was recorded and not yet written, numbers alone; the rest is pictures and texts of callbacks."""
     numbers = {key: value for key, value in logger.name_to_value.items() if isinstance(value, int | float | np.number)}
@@ -67,8 +80,10 @@ def _logger_state(logger: Logger) -> dict[str, Any]:
 
 def _restore_logger(logger: Logger, state: dict[str, Any]) -> None:
     for key, value in state["values"].items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"{key}: expected a number, got {value!r}")
         logger.name_to_value[key] = value
-        logger.name_to_count[key] = state["counts"][key]
+        logger.name_to_count[key] = check_count(key, state["counts"][key])
         logger.name_to_excluded[key] = tuple(state["excluded"][key])
 
 
@@ -90,6 +105,6 @@ def restore_global_generators(state: dict[str, Any], device: torch.device) -> No
     random.setstate((version, tuple(words.tolist()), gauss))
     name, key, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, key.astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(torch.as_tensor(state["torch"]))
+    set_generator(torch.default_generator, torch.as_tensor(state["torch"]))
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(torch.as_tensor(state["cuda"]), device)

@@ -59,7 +59,21 @@ class EpisodeStatistics:
         return {**under_way, **kept, "seconds": time.time() - self.started}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """The inverse of `snapshot`; the clock goes on from there."""
+        """The inverse of `snapshot`; the clock goes on from there.
+
+        Raises:
+            ValueError, TypeError, KeyError: what no statistics of as many environments can have given.
+        """
+        returns, lengths = snapshot["returns"], snapshot["lengths"]
+        if len(returns) != len(self.lengths) or lengths.shape != self.lengths.shape:
+            raise ValueError(f"expected statistics of {len(self.lengths)} environments, got {len(returns)}")
+        numbers = list(snapshot["successes"])
+        for record in snapshot["recent"]:
+            numbers += [*(record["r"] if isinstance(record["r"], list) else [record["r"]]), record["l"], record["t"]]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("expected numbers for returns, lengths, seconds and successes")
+        if not all(type(snapshot[name]) is int for name in ("num_episodes", "num_dropped")):
+            raise TypeError("expected whole numbers of episodes")
         self.returns, self.lengths = snapshot["returns"].copy(), snapshot["lengths"].copy()
         for kept, entries in ((self.recent, snapshot["recent"]), (self.successes, snapshot["successes"])):
             kept.clear()

@@ -6,6 +6,7 @@ import csv
 import errno
 import gc
 import inspect
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlopt import ALGORITHMS, HARPG, PPO, REBEL, Checkpoints, as_vec_env, make_envs
+from rlopt import ALGORITHMS, HARPG, PPO, REBEL, Checkpoints, archive, as_vec_env, make_envs
 from rlopt.checkpoint import agent_tensors
 from tests.agents.test_every_agent import SMALL
 from tests.small_envs import Walk
@@ -505,3 +506,37 @@ def test_a_file_that_cannot_be_made_is_told_before_training(tmp_path):
     with pytest.raises(TypeError, match="run/callback/own/kept: set cannot be kept as data"):
         agent.learn(48, Odd(None), checkpoints=Checkpoints(tmp_path))
     assert agent.num_timesteps == 0
+
+
+def damaged(value, random):
+    """The document with one leaf replaced by something else."""
+    odd = [None, -1, 10**30, float("nan"), "text", [], {}, {"$array": "nowhere"}, [[1]], True]
+    if isinstance(value, dict) and value:
+        key = list(value)[random.integers(len(value))]
+        return {**value, key: damaged(value[key], random)}
+    if isinstance(value, list) and value and random.random() < 0.8:
+        index = random.integers(len(value))
+        return [*value[:index], damaged(value[index], random), *value[index + 1 :]]
+    return odd[random.integers(len(odd))]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_run_that_somebody_changed_is_resumed_or_refused(seed, tmp_path):
+    make(PPO).learn(48, Curve(), checkpoints=Checkpoints(tmp_path))
+    (path,) = tmp_path.glob("*.zip")
+    contents, random = archive.read(path), np.random.default_rng(seed)
+    data = {**contents.data, "run": damaged(contents.data["run"], random)}
+    tensors = dict(contents.tensors)
+    if seed % 3 == 0:
+        name = sorted(name for name in tensors if name.startswith("run/"))[random.integers(5)]
+        tensors[name] = torch.zeros(int(random.integers(4)), dtype=torch.int64)
+    archive.write(path, data, tensors)
+    agent = make(PPO)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="checkpoints: ")
+        try:
+            agent.learn(96, Curve(), checkpoints=Checkpoints(tmp_path, resume=True))
+        except ValueError as error:
+            assert str(error).startswith("checkpoints: ")  # noqa: PT017
+        else:
+            assert torch.isfinite(agent.state.theta).all()

@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -93,6 +94,11 @@ def _restored(mine: Any, kept: Any) -> Any:
         for item, state in zip(mine, kept, strict=True):
             restore_callback(item, state)
         return mine
+    number = isinstance(mine, int | float | np.number)
+    if (isinstance(mine, list | tuple | deque) and not isinstance(kept, list)) or (
+        number and kept is not None and not isinstance(kept, int | float)
+    ):
+        raise ValueError(f"a callback's {type(mine).__name__} cannot be {type(kept).__name__}")
     if isinstance(mine, deque):
         return deque(kept, mine.maxlen)
     return tuple(kept) if isinstance(mine, tuple) else kept
