@@ -51,7 +51,7 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "best_model.zip").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_cleanly_and_resume_goes_on_exactly(number: int, code: int, tmp_path: Path) -> None:
     steps = 6_000
     process = subprocess.Popen(

@@ -17,7 +17,7 @@ from tests.agents.test_every_agent import SMALL
 from tests.test_resume import scalars
 
 CLASSES = {cls.__name__: cls for cls in ALGORITHMS.values()}
-QUICK = ("PPO", "HARPG")  # the others are slow tests
+QUICK = ("PPO",)  # the others are slow tests
 
 
 def run(name: str, folder: str, budget: int, pipe) -> None:

@@ -155,7 +155,11 @@ def prepare(settings: Settings) -> Run:
     checkpoints = Checkpoints(
         folder.checkpoints, chosen.save_freq, chosen.keep_last, chosen.keep_best, chosen.resume is not None
     )
-    checkpoints.check_make(agent)  # before anything of a run that is there is touched
+    try:
+        checkpoints.check_make(agent)  # before anything of a run that is there is touched
+    except ValueError:
+        checkpoints.close()
+        raise
     begun = checkpoints.rewind_logs(folder.path)
     rewind_table(folder.episodes, "env_steps", begun)
     configuration = settings.configuration() | {"policy": policy}
