@@ -49,7 +49,7 @@ def trained(name: str, folder: Path, budget: int, kills: int, random: np.random.
         process.start()
         theirs.close()
         assert mine.recv() == "begins"
-        if killed < kills and not mine.poll(float(random.uniform(0.02, 0.3))):
+        if killed < kills and not mine.poll(float(random.uniform(0.02, 0.2))):
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             killed += 1
@@ -77,4 +77,4 @@ def test_killed_and_resumed(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_killed_twenty_times_and_resumed(name, tmp_path):
-    assert check(name, tmp_path, 30_000, kills=20) == 20
+    assert check(name, tmp_path, 60_000, kills=20) == 20

@@ -98,7 +98,7 @@ def test_a_request_to_stop_writes_a_checkpoint(tmp_path):
 def run(folder, pipe):
     """A whole training, in a process that may be killed at any moment."""
     torch.set_num_threads(1)
-    made = trainer(folder, max_iterations=60, save_steps=1)
+    made = trainer(folder, max_iterations=150, save_steps=1)
     pipe.send("begins")
     made.train(resume_from_checkpoint="auto")
     pipe.send(parameters(made).numpy())
@@ -118,7 +118,7 @@ def test_killed_twenty_times_and_resumed(tmp_path):
             process.start()
             theirs.close()
             assert mine.recv() == "begins"
-            if killed < kills and not mine.poll(float(random.uniform(0.3, 1.5))):
+            if killed < kills and not mine.poll(float(random.uniform(0.1, 0.6))):
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 killed += 1
