@@ -10,7 +10,7 @@ train: .venv/train.stamp
 	.venv/bin/python scripts/train.py $(ARGS)
 
 test: .venv/test.stamp
-	.venv/bin/python -m pytest -m "not slow" $(ARGS)
+	.venv/bin/python -m pytest -m "not slow" -n auto $(ARGS)
 
 test-all: .venv/all.stamp
 	.venv/bin/python -m pytest $(ARGS)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlopt.agents.base import Agent
 
 NAME = re.compile(r"rl_model_(\d+)_steps\.zip")
+BEFORE_THE_FIRST_STEP = "rl_model_0_steps.zip"  # of which nothing is lost
 DAMAGED = ".damaged"  # put behind the name of a file that cannot be read
 ABOUT_THE_MACHINE = {"backend", "verbose", "tensorboard_log"}  # what a training may go on with another value of
 
@@ -34,7 +35,7 @@ class Checkpoints:
     They hold the agent with its optimiser, normalisers and generators, and the run: environments amid their episodes,
     statistics, what callbacks remember, what the logger has not written yet, Python's, NumPy's and torch's global generators.
     Training that is killed and goes on from one equals training that was not, to the bit, on one device. Each is also a file
-    that `Agent.load` reads. They are written between two iterations.
+    that `Agent.load` reads. They are written between two iterations, the first before them all.
 
     Environments that are made for their seed (an id or callables, in this process or in workers) play their episode again;
     the library's own vector environments keep their tensors. Others, such as an SB3 `VecEnv`, begin new episodes, and so does
@@ -42,7 +43,8 @@ class Checkpoints:
 
     Args:
         folder: made if it does not exist.
-        save_freq: environment steps between checkpoints; 0 writes one at the end of training alone, or when it is stopped.
+        save_freq: environment steps between checkpoints; 0 writes one at the beginning and one at the end of training, or when
+            it is stopped.
         keep_last: files to keep, the newest; older ones are deleted.
         keep_best: files to keep besides, those with the highest mean return of recent episodes; none where rewards are vectors.
         resume: go on from the newest file, if there is one. One that cannot be read is put aside with a warning, and the one
@@ -106,7 +108,7 @@ class Checkpoints:
         if self._lock is None:
             self._lock = FolderLock(self.folder, "checkpoints")
             self._found = self.newest() if self.resume else None
-            if not self.resume and (others := self._files()):
+            if not self.resume and (others := [path for path in self._files() if path.name != BEFORE_THE_FIRST_STEP]):
                 self._lock.close()
                 self._lock = None
                 raise ValueError(
@@ -147,12 +149,13 @@ class Checkpoints:
         Raises:
             ValueError: the file is of another algorithm, of other spaces or sizes, or was not written by this class; the agent
                 has a hyper-parameter that no file can hold; as `open`.
+            OSError: the first file cannot be written.
         """
         found = self.open()
-        # What cannot be written is to show now, not after the first hours.
-        describe(agent)
-        split(run_state(agent, callback, 0), "run")
         if found is None:
+            # What cannot be written is to show now, not after the first hours; and who is killed before the next file goes
+            # on with the same log files.
+            self.save(agent, callback, 0)
             return 0
         self.check_make(agent)
         try:

@@ -83,9 +83,10 @@ def test_a_run_folder_holds_everything_about_the_run(run: Path) -> None:
     assert names - set(expected.split()) == {name for name in names if name.startswith("events.out.tfevents")}
     assert set(expected.split()) <= names
     checkpoints = sorted(int(path.name.split("_")[2]) for path in (run / "checkpoints").glob("*.zip"))
-    assert len(checkpoints) >= 2
-    assert 100 < checkpoints[0] <= 128  # the calls of 128 steps, in which rows that reset do not count
-    assert np.load(run / "evaluations.npz")["results"].shape == (len(checkpoints), 2)
+    assert len(checkpoints) >= 3
+    assert checkpoints[0] == 0
+    assert 100 < checkpoints[1] <= 128  # the calls of 128 steps, in which rows that reset do not count
+    assert np.load(run / "evaluations.npz")["results"].shape == (len(checkpoints) - 1, 2)
     with (run / "episodes.csv").open() as file:
         episodes = list(csv.DictReader(file))
     assert episodes

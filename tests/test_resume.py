@@ -337,7 +337,7 @@ def test_a_checkpoint_is_a_file_that_load_reads(tmp_path):
 def test_a_longer_training_goes_on_from_the_end_of_a_shorter_one(tmp_path):
     whole = make(PPO).learn(192)
     make(PPO).learn(96, checkpoints=Checkpoints(tmp_path, 0))
-    assert len(list(tmp_path.glob("*.zip"))) == 1
+    assert {path.name for path in tmp_path.glob("*.zip")} == {f"rl_model_{n}_steps.zip" for n in (0, 96)}
     longer = make(PPO).learn(192, checkpoints=Checkpoints(tmp_path, 0, resume=True))
     assert torch.equal(whole.state.theta, longer.state.theta)
 
@@ -398,13 +398,35 @@ def test_a_hyperparameter_that_no_file_holds_is_refused_before_training(tmp_path
     assert agent.num_timesteps == 0
 
 
+def test_a_training_that_failed_before_its_first_step_is_in_nobody_s_way(tmp_path):
+    class Broken(BaseCallback):
+        def _on_step(self):
+            raise RuntimeError("of the user")
+
+    with pytest.raises(RuntimeError, match="of the user"):
+        make(PPO).learn(48, Broken(), checkpoints=Checkpoints(tmp_path))
+    assert [path.name for path in tmp_path.glob("*.zip")] == ["rl_model_0_steps.zip"]
+    make(PPO).learn(48, checkpoints=Checkpoints(tmp_path))
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_told_before_training(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    agent = make(PPO)
+    with pytest.raises(OSError, match=r"checkpoints: .*_0_steps\.zip cannot be written"):
+        agent.learn(BUDGET, checkpoints=Checkpoints(tmp_path))
+    assert agent.num_timesteps == 0
+
+
 def test_a_full_disk_stops_training_with_the_last_file_whole(tmp_path, monkeypatch):
     saved = Checkpoints(tmp_path, 48)
     replace, calls = __import__("os").replace, []
 
     def full(source, target):
         calls.append(target)
-        if len(calls) > 1:
+        if len(calls) > 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
@@ -414,7 +436,7 @@ def test_a_full_disk_stops_training_with_the_last_file_whole(tmp_path, monkeypat
     ):
         make(PPO).learn(BUDGET, checkpoints=saved)
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock")] == ["rl_model_48_steps.zip"]
+    assert {path.name for path in tmp_path.glob("*.zip")} == {"rl_model_0_steps.zip", "rl_model_48_steps.zip"}
     assert Checkpoints(tmp_path, resume=True).newest().data["num_timesteps"] == 48
 
 
@@ -523,7 +545,7 @@ def damaged(value, random):
 @pytest.mark.parametrize("seed", range(60))
 def test_a_run_that_somebody_changed_is_resumed_or_refused(seed, tmp_path):
     make(PPO).learn(48, Curve(), checkpoints=Checkpoints(tmp_path))
-    (path,) = tmp_path.glob("*.zip")
+    path = tmp_path / "rl_model_48_steps.zip"
     contents, random = archive.read(path), np.random.default_rng(seed)
     data = {**contents.data, "run": damaged(contents.data["run"], random)}
     tensors = dict(contents.tensors)
