@@ -50,6 +50,71 @@ class Limits(NamedTuple):
     kl: Tensor  # beyond which `refuses` leaves the step out; infinite for none
 
 
+class Position(NamedTuple):
+    """Where Adam is, [d] each."""
+
+    theta: Tensor
+    mean: Tensor
+    square: Tensor
+
+
+class MinibatchStep:
+    """A step of Adam on a minibatch as a pure function of tensors, which may be compiled, batched or captured.
+
+    Args:
+        descent: whose module, β and ε; its optimiser is `FlatAdam`.
+        loss: see `Loss`.
+        refuses: (kept, limit of the KL) -> whether the step is to be left out, a scalar; None never does.
+    """
+
+    def __init__(self, descent: Descent, loss: Loss, refuses: Callable[[Any, Tensor], Tensor] | None = None):
+        assert isinstance(descent.optimizer, FlatAdam)
+        self.policy, self.loss, self.refuses = descent.policy, loss, refuses
+        self.betas, self.eps = descent.optimizer.betas, descent.optimizer.eps
+        self._forward = _Forward(descent.module)
+
+    def __call__(
+        self, position: Position, batch: Any, rows: Tensor, coefficients: Any, limits: Limits, corrections: Tensor
+    ) -> tuple[Position, Taken]:
+        """The next position, and what the step leaves behind.
+
+        Args:
+            position: where it begins.
+            batch: a NamedTuple of S' rows.
+            rows: [B], of the minibatch.
+            coefficients: a NamedTuple of scalar tensors and None, for the loss.
+            limits: of the gradient and the KL.
+            corrections: the step size α/(1 − β₁ᵗ) and √(1 − β₂ᵗ), [2].
+        """
+        part = type(batch)(*(map_observations(lambda x: x[rows], field) for field in batch))
+        gradient, (_, kept) = torch.func.grad_and_value(self._loss_at, has_aux=True)(position.theta, part, coefficients)
+        norm = torch.linalg.vector_norm(gradient)
+        gradient = gradient * (limits.grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        beta1, beta2 = self.betas
+        mean = torch.lerp(position.mean, gradient, 1 - beta1)
+        square = position.square * beta2 + (1 - beta2) * gradient * gradient
+        theta = position.theta - corrections[0] * mean / (square.sqrt() / corrections[1] + self.eps)
+        moved = Position(theta, mean, square)
+        taken = torch.ones_like(norm, dtype=torch.bool)
+        if self.refuses is not None:
+            taken = ~self.refuses(kept, limits.kl)
+            moved = Position(*(torch.where(taken, new, old) for new, old in zip(moved, position, strict=True)))
+        return moved, Taken(kept, norm, taken)
+
+    def _loss_at(self, theta: Tensor, part: Any, coefficients: Any) -> tuple[Tensor, Any]:
+        parameters = {f"module.{name}": value for name, value in self.policy.unravel(theta).items()}
+        return torch.func.functional_call(self._forward, parameters, (self.loss, part, coefficients))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pure function of tensors as one of native code, for every size of its arguments."""
+    # The module never changes; asking at every call whether it did would cost as much as a layer. Nothing compiled is
+    # shared with other agents, whose losses and activations may differ behind the guards that are left out.
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    more: Any = {"isolate_recompiles": True}
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options, **more)
+
+
 class CompiledDescent:
     """`Descent.step` of a loss, compiled with all that surrounds it.
 
@@ -64,12 +129,8 @@ class CompiledDescent:
 
     def __init__(self, descent: Descent, loss: Loss, refuses: Callable[[Any, Tensor], Tensor] | None = None):
         self.descent, self.loss, self.refuses = descent, loss, refuses
-        self._forward = _Forward(descent.module)
-        # The module never changes; asking at every call whether it did would cost as much as a layer. Nothing compiled is
-        # shared with other agents, whose losses and activations may differ behind the guards that are left out.
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        more: Any = {"isolate_recompiles": True}
-        self._step = torch.compile(self._plain_step, fullgraph=True, dynamic=False, options=options, **more)
+        self._pure = MinibatchStep(descent, loss, refuses)
+        self._step = compiled(self._in_place)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDescent:
         """Compiled for the copied descent; the original's function would move the original."""
@@ -94,29 +155,14 @@ class CompiledDescent:
         assert isinstance(adam, FlatAdam)
         return adam
 
-    def _plain_step(self, batch: Any, rows: Tensor, coefficients: Any, limits: Limits, corrections: Tensor) -> Taken:
-        """What is compiled. `corrections` are the step size α/(1 − β₁ᵗ) and √(1 − β₂ᵗ)."""
+    def _in_place(self, batch: Any, rows: Tensor, coefficients: Any, limits: Limits, corrections: Tensor) -> Taken:
+        """What is compiled."""
         adam = self._adam
-        part = type(batch)(*(map_observations(lambda x: x[rows], field) for field in batch))
-        gradient, (_, kept) = torch.func.grad_and_value(self._loss_at, has_aux=True)(adam.theta, part, coefficients)
-        norm = torch.linalg.vector_norm(gradient)
-        gradient = gradient * (limits.grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        beta1, beta2 = adam.betas
-        mean = torch.lerp(adam.mean, gradient, 1 - beta1)
-        square = adam.square * beta2 + (1 - beta2) * gradient * gradient
-        theta = adam.theta - corrections[0] * mean / (square.sqrt() / corrections[1] + adam.eps)
-        taken = torch.ones((), dtype=torch.bool, device=norm.device)
-        if self.refuses is not None:
-            taken = ~self.refuses(kept, limits.kl)
-            moves = ((theta, adam.theta), (mean, adam.mean), (square, adam.square))
-            theta, mean, square = (torch.where(taken, new, old) for new, old in moves)
-        for tensor, value in ((adam.theta, theta), (adam.mean, mean), (adam.square, square)):
+        position = Position(adam.theta, adam.mean, adam.square)
+        moved, taken = self._pure(position, batch, rows, coefficients, limits, corrections)
+        for tensor, value in zip(position, moved, strict=True):
             tensor.copy_(value)
-        return Taken(kept, norm, taken)
-
-    def _loss_at(self, theta: Tensor, part: Any, coefficients: Any) -> tuple[Tensor, Any]:
-        parameters = {f"module.{name}": value for name, value in self.descent.policy.unravel(theta).items()}
-        return torch.func.functional_call(self._forward, parameters, (self.loss, part, coefficients))
+        return taken
 
 
 class _Forward(nn.Module):
