@@ -12,14 +12,16 @@ interval; pairs of two plain trainings show the noise. Where that is larger than
 inside the recorder's and the checkpoints' methods, as a share of the whole training.
 
 Soak: PPO with TensorBoard, episodes, checkpoints and recorder as the command line has them; resident memory and steps a second
-at every hundredth. Memory is compared between the first tenth's end and the end; speed between the second and the last tenth,
-by medians. Both say nothing if other work shares the machine.
+at every hundredth. Memory is compared between the first tenth's end and the end; speed between the two halves of what follows,
+by medians, as it is and as a multiple of a yardstick: at every hundredth the run waits while a fresh process trains a fresh
+agent for 20,000 steps. What slows both down, such as other work on the machine, leaves the multiple as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +32,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "soak.png"
 SOAK_STEPS, MARKS = 5_000_000, 100
+YARDSTICK_STEPS = 20_000
 PAIR_STEPS, PAIRS = 120_000, 8
 SETTINGS: dict[str, Any] = {"n_envs": 8, "n_steps": 32, "batch_size": 256, "n_epochs": 4, "seed": 0, "device": "cpu"}
 
@@ -109,8 +112,28 @@ def share(steps: int) -> dict[str, Any]:
     return {"steps": steps, "seconds": seconds, "inside": spent}
 
 
+def fresh_seconds(pipe: Any) -> None:
+    """Send what a plain training takes in a process that has just begun."""
+    import torch
+
+    torch.set_num_threads(1)
+    pipe.send(seconds_of_training(False, YARDSTICK_STEPS))
+
+
+def yardstick() -> float:
+    """Seconds of a fresh training in a fresh process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rlopt", "torch"])
+    mine, theirs = context.Pipe()
+    process = context.Process(target=fresh_seconds, args=(theirs,))
+    process.start()
+    seconds = mine.recv()
+    process.join()
+    return float(seconds)
+
+
 def soak(steps: int) -> dict[str, Any]:
-    """Resident memory [MiB] and seconds at every mark."""
+    """Resident memory [MiB], seconds up to every mark, and those of the yardstick there."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     from rlopt import Checkpoints, FlightRecorder
@@ -118,6 +141,17 @@ def soak(steps: int) -> dict[str, Any]:
 
     memory: list[float] = []
     clock: list[float] = []
+    yard: list[float] = []
+    yardstick()  # what it imports is not counted
+
+    def mark() -> None:
+        began = time.perf_counter()
+        memory.append(resident())
+        clock.append(began - start - waited[0])
+        yard.append(yardstick())
+        waited[0] += time.perf_counter() - began
+
+    waited = [0.0]
 
     class Watch(BaseCallback):
         """Looks between rollouts."""
@@ -127,12 +161,11 @@ def soak(steps: int) -> dict[str, Any]:
 
         def _on_rollout_start(self) -> None:
             while len(memory) < MARKS and self.model.num_timesteps >= (len(memory) + 1) * steps / MARKS:
-                memory.append(resident())
-                clock.append(time.perf_counter() - began)
+                mark()
 
     with tempfile.TemporaryDirectory() as folder:
         agent = make(folder)
-        began = time.perf_counter()
+        start = time.perf_counter()
         with EpisodeLog(Path(folder) / "episodes.csv", agent):
             agent.learn(
                 steps,
@@ -141,10 +174,9 @@ def soak(steps: int) -> dict[str, Any]:
                 recorder=FlightRecorder(Path(folder) / "faults"),
             )
         while len(memory) < MARKS:
-            memory.append(resident())
-            clock.append(time.perf_counter() - began)
+            mark()
         agent.logger.close()
-    return {"steps": steps, "memory_mib": memory, "seconds": clock}
+    return {"steps": steps, "memory_mib": memory, "seconds": clock, "yardstick_seconds": yard}
 
 
 def resident() -> float:
@@ -171,27 +203,34 @@ def summary() -> None:
         inside, seconds = sum(results["share"]["inside"].values()), results["share"]["seconds"]
         print(f"\ninside recorder and checkpoints: {inside / seconds:.2%} of {seconds:.0f} s")
     if "soak" in results:
-        memory, seconds = (np.array(results["soak"][name]) for name in ("memory_mib", "seconds"))
+        memory, seconds, yard = (np.array(results["soak"][name]) for name in ("memory_mib", "seconds", "yardstick_seconds"))
         tenth = MARKS // 10
         speed = results["soak"]["steps"] / MARKS / np.diff(np.concatenate([[0.0], seconds]))
-        first, last = np.median(speed[tenth : 2 * tenth]), np.median(speed[-tenth:])
+        multiple = speed * yard / YARDSTICK_STEPS
         print(f"\nresident memory: {memory[tenth - 1]:.1f} MiB after a tenth, {memory[-1]:.1f} at the end", end="")
-        print(
-            f" ({memory[-1] / memory[tenth - 1] - 1:+.2%}); steps/s: {first:,.0f}, then {last:,.0f} ({last / first - 1:+.1%})"
-        )
-        draw(memory, speed, results["soak"]["steps"])
+        print(f" ({memory[-1] / memory[tenth - 1] - 1:+.2%})")
+        random = np.random.default_rng(0)
+        for words, values in (("steps a second", speed), ("as a multiple of the yardstick", multiple)):
+            halves = np.array_split(values[tenth:], 2)
+            first, last = (float(np.median(half)) for half in halves)
+            drawn = [np.divide(*(np.median(random.choice(half, len(half))) for half in halves[::-1])) - 1 for _ in range(2000)]
+            low, high = np.percentile(drawn, [2.5, 97.5])
+            told = f"{first:,.3f} in the first half after a tenth, {last:,.3f} in the second"
+            print(f"{words}: {told} ({last / first - 1:+.1%}, 95 % bootstrap {low:+.1%} to {high:+.1%})")
+        draw(memory, speed, multiple, results["soak"]["steps"])
 
 
-def draw(memory: np.ndarray, speed: np.ndarray, steps: int) -> None:
+def draw(memory: np.ndarray, speed: np.ndarray, multiple: np.ndarray, steps: int) -> None:
     """Memory and speed over the run."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
     millions = np.arange(1, MARKS + 1) * steps / MARKS / 1e6
-    for axis, values, words in zip(axes, (memory, speed), ("resident memory, MiB", "steps a second"), strict=True):
+    shown = ((memory, "resident memory, MiB"), (speed, "steps a second"), (multiple, "speed, multiple of a fresh process's"))
+    for axis, (values, words) in zip(axes, shown, strict=True):
         axis.plot(millions, values)
         axis.set(xlabel="environment steps, millions", ylabel=words, ylim=(0, 1.15 * values.max()))
         axis.grid(alpha=0.3)

@@ -25,6 +25,7 @@ from rlopt.flight_recorder import FlightRecorder
 from rlopt.rollout import Rollout
 from rlopt.sb3 import export_sb3, import_sb3
 from rlopt.schedules import Constant, Linear, Power
+from rlopt.together import learn_together
 from rlopt.verification import verify
 from rlopt.version import __version__
 
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "export_sb3",
     "import_sb3",
+    "learn_together",
     "make_envs",
     "verify",
 ]

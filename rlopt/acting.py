@@ -7,6 +7,7 @@ batched pass afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
+from rlopt.device import SMALL_NETWORK
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.policies.actor_critic import ActorCritic
 
@@ -40,7 +42,8 @@ class Actor(Protocol):
 
 def make_actor(module: ActorCritic, num_envs: int) -> Actor:
     """The fastest actor for a module that is already bound to θ."""
-    layers = _numpy_layers(module.policy) if num_envs <= NUMPY_MAX_ENVS else None
+    near = module.policy.device.type == "cpu" or sum(p.numel() for p in module.parameters()) < SMALL_NETWORK
+    layers = _numpy_layers(module.policy) if near and num_envs <= NUMPY_MAX_ENVS else None
     return TorchActor(module) if layers is None else NumpyActor(module, layers)
 
 
@@ -60,17 +63,41 @@ class TorchActor:
         return self.module.actor(inputs).sample(torch.as_tensor(noise, device=self.device)).cpu().numpy()
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """From a policy's head and noise to actions, as the distributions do it in torch.
+
+    Attributes:
+        space: of the policy's actions.
+        squash: whether Gaussian actions go through tanh.
+        std: of a Gaussian, [A] or with more dimensions in front; else None.
+    """
+
+    space: spaces.Space
+    squash: bool
+    std: Array | None
+
+    def __call__(self, head: Array, noise: Array) -> Array:
+        """Actions, [..., *act]."""
+        if isinstance(self.space, spaces.Discrete):
+            return (head + noise).argmax(-1)
+        if self.std is not None:
+            actions = head + self.std * noise
+            return np.tanh(actions) if self.squash else actions
+        if isinstance(self.space, spaces.MultiDiscrete):
+            parts = np.split(head + noise, np.cumsum(self.space.nvec)[:-1], axis=-1)
+            return np.stack([part.argmax(-1) for part in parts], -1)
+        return (head + noise > 0).astype(np.int64)
+
+
 class NumpyActor:
-    """A small MLP on the CPU, as NumPy arrays: one call costs microseconds."""
+    """A small MLP as NumPy arrays: one call costs microseconds, on a GPU too, whose weights are copied once a rollout."""
 
     def __init__(self, module: ActorCritic, layers: list[Layer]):
         self.layers = layers
-        self.space = module.policy.action_space
-        self.squash = module.squash
-        if isinstance(self.space, spaces.Box):
-            self.std = module.policy.log_std.detach().exp().numpy()
-        if isinstance(self.space, spaces.MultiDiscrete):
-            self.bounds = np.cumsum(self.space.nvec)[:-1]
+        space = module.policy.action_space
+        std = module.policy.log_std.detach().exp().cpu().numpy() if isinstance(space, spaces.Box) else None
+        self.sample = Sampler(space, module.squash, std)
 
     def __call__(self, observations: ArrayTree, noise: Array) -> Array:
         x: Any = observations
@@ -79,21 +106,11 @@ class NumpyActor:
             x += bias
             if activation is not None:
                 activation(x, out=x)
-        return self._sample(x, noise)
-
-    def _sample(self, head: Array, noise: Array) -> Array:
-        if isinstance(self.space, spaces.Discrete):
-            return (head + noise).argmax(-1)
-        if isinstance(self.space, spaces.Box):
-            actions = head + self.std * noise
-            return np.tanh(actions) if self.squash else actions
-        if isinstance(self.space, spaces.MultiBinary):
-            return (head + noise > 0).astype(np.int64)
-        return np.stack([part.argmax(-1) for part in np.split(head + noise, self.bounds, axis=-1)], -1)
+        return self.sample(x, noise)
 
 
 def _numpy_layers(policy: ActorCriticPolicy) -> list[Layer] | None:
-    """The actor layer by layer, or None if it is more than a plain MLP on the CPU."""
+    """The actor layer by layer, or None if it is more than a plain MLP."""
     space = policy.observation_space
     plain = (
         isinstance(space, spaces.Box)
@@ -106,9 +123,9 @@ def _numpy_layers(policy: ActorCriticPolicy) -> list[Layer] | None:
     modules = [*policy.mlp_extractor.policy_net, policy.action_net] if plain else []
     layers: list[Layer] = []
     for module in modules:
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.bias is not None:
-            weight = np.ascontiguousarray(module.weight.detach().numpy().T)
-            layers.append((weight, module.bias.detach().numpy(), None))
+        if type(module) is nn.Linear and module.bias is not None:
+            weight = np.ascontiguousarray(module.weight.detach().cpu().numpy().T)
+            layers.append((weight, module.bias.detach().cpu().numpy(), None))
         elif type(module) in NUMPY_ACTIVATIONS and layers and layers[-1][2] is None:
             layers[-1] = (*layers[-1][:2], NUMPY_ACTIVATIONS[type(module)])
         else:

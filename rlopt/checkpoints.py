@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +89,8 @@ class Checkpoints:
 
     def newest(self) -> Archive | None:
         """The newest file that can be read; those that cannot are put aside with a warning. None without any."""
-        for path in reversed(self._files()):
-            try:
-                return files.read(path)
-            except ValueError as error:
-                path.rename(path.with_name(path.name + DAMAGED))
-                warnings.warn(f"checkpoint {path.name} cannot be read, the one before it is taken ({error})", stacklevel=2)
-        return None
+        path = newest_readable(self._files(), files.read)
+        return None if path is None else files.read(path)
 
     def open(self) -> Archive | None:
         """Take the folder for this training, and look for the file that it goes on from.
@@ -254,6 +250,19 @@ class Checkpoints:
         if changed := sorted(name for name in same if ours[name] != stored[name]):
             told = ", ".join(f"{name} was {stored[name]!r} and is {ours[name]!r}" for name in changed)
             warnings.warn(f"checkpoints: training goes on with other values than it began with: {told}", stacklevel=4)
+
+
+def newest_readable(paths: Sequence[Path], read: Callable[[Path], Any]) -> Path | None:
+    """The last of the paths that `read` takes; those after it are put aside with a warning. None without any."""
+    for path in reversed(paths):
+        try:
+            read(path)
+        except ValueError as error:
+            path.rename(path.with_name(path.name + DAMAGED))
+            warnings.warn(f"checkpoint {path.name} cannot be read, the one before it is taken ({error})", stacklevel=3)
+        else:
+            return path
+    return None
 
 
 class NoCheckpoints(Checkpoints):

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from rlopt.acting import Actor, make_actor
 from rlopt.arguments import check_number
+from rlopt.device_collector import rollout_on_device
 from rlopt.envs.base import EnvironmentFault, Environments, Snapshot, Step, first_non_finite, fresh_seed, named
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
+from rlopt.envs.on_device import DeviceEnvironments
 from rlopt.envs.spaces import Array, ArrayTree, map_arrays, write_rows
 from rlopt.episodes import Assignment, batch_seeds, noise_of_steps, only_rows
 from rlopt.policies.distributions import draw_noise
@@ -132,14 +134,25 @@ class Collector:
         if self.on_start is not None:
             self.on_start(num_steps)
         module = self.policy.bind(theta)
-        actor = make_actor(module, self.envs.num_envs)
+        if isinstance(self.envs, DeviceEnvironments):
+            return self._ended(rollout_on_device(self, self.envs, module, num_steps))
         noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator).numpy()
-        record = Record(self.envs, num_steps)
-        write_rows(record.states, 0, self.observations)
-        for t in range(num_steps):
-            self._advance(actor, noise[t], module.squash, record, t)
-        record.check_finite(self.envs, self.num_timesteps)
+        record = self.recorded(make_actor(module, self.envs.num_envs), noise, module.squash)
         return self._ended(record.arrays().rollout(module, self.device, slice(None)))
+
+    def recorded(self, actor: Actor, noise: Array, squashed: bool) -> Record:
+        """One step of every environment for each row of noise [T, N, ·].
+
+        Raises:
+            CollectionStopped, EnvironmentFault: as `steps`.
+        """
+        assert self.observations is not None
+        record = Record(self.envs, len(noise))
+        write_rows(record.states, 0, self.observations)
+        for t, row in enumerate(noise):
+            self._advance(actor, row, squashed, record, t)
+        record.check_finite(self.envs, self.num_timesteps)
+        return record
 
     def episodes(
         self,

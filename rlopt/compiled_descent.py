@@ -7,10 +7,11 @@ arithmetic. Compiling takes seconds, once for every size of minibatch, so that s
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -149,6 +150,14 @@ class CompiledDescent:
             adam.num_steps -= 1
         return taken
 
+    def steps(self, batch: Any, rows: Iterable[Tensor], coefficients: Any, limits: Limits) -> Iterator[Taken]:
+        """A step for each minibatch's rows [B], up to the first that is refused."""
+        for part in rows:
+            step = self(batch, part, coefficients, limits)
+            yield step
+            if self.refuses is not None and not step.taken:
+                return
+
     @property
     def _adam(self) -> FlatAdam:
         adam = self.descent.optimizer
@@ -183,14 +192,23 @@ def predicted_saving(num_steps: float, num_parameters: int) -> float:
     return num_steps * SECONDS_SAVED - SECONDS_OF_COMPILING
 
 
-def cannot_compile(descent: Descent) -> str | None:
-    """Why steps of this descent cannot be compiled here, or None."""
+def has_no_pure_step(descent: Descent) -> str | None:
+    """Why steps of this descent are no pure function of tensors, or None if they are."""
     if not isinstance(descent.optimizer, FlatAdam):
         return "the update is compiled for torch.optim.Adam with no argument but lr, betas and eps"
     if not all(parameter.requires_grad for parameter in descent.module.parameters()):
         return "parameters that are frozen are not compiled"
+    return None
+
+
+def cannot_compile(descent: Descent) -> str | None:
+    """Why steps of this descent cannot be compiled here, or None."""
+    if (reason := has_no_pure_step(descent)) is not None:
+        return reason
     if not NEW_ENOUGH:
         return f"torch {torch.__version__} is too old to compile the update"
+    if descent.theta().is_cuda and importlib.util.find_spec("triton") is None:
+        return "torch needs Triton to compile for a GPU, and it was not found"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
-        return "torch needs a C++ compiler to compile for the CPU, and none was found"
+        return "torch needs a C++ compiler to compile, and none was found"
     return None

@@ -52,6 +52,20 @@ class Arrays(NamedTuple):
             final_observations=_tensors(self.finals, device),
         )
 
+    def columns(self, index: slice) -> Arrays:
+        """Those of some environments, neighbours."""
+        num_envs = self.mask.shape[1]
+        start, stop, _ = index.indices(num_envs)
+        row, column = np.divmod(self.final_rows, num_envs)
+        theirs = (start <= column) & (column < stop)
+        grids = {name: np.ascontiguousarray(getattr(self, name)[:, index]) for name in self._fields[1:6]}
+        return Arrays(
+            states=map_arrays(lambda array: np.ascontiguousarray(array[:, index]), self.states),
+            **grids,
+            final_rows=row[theirs] * (stop - start) + column[theirs] - start,
+            finals=map_arrays(lambda array: array[theirs], self.finals),
+        )
+
     def check_finite(self, name: str, players: Array) -> None:
         """Raises EnvironmentFault for the first value that is not finite, of episodes played by the environments `players`."""
         found = first_non_finite({**named(self.states), "reward": self.rewards})

@@ -95,6 +95,15 @@ class EpisodeStatistics:
             for row in done.nonzero()[0]:
                 self._finish(int(row), infos[int(row)])
 
+    def add_ended(self, rows: Array, returns: Array, lengths: Array) -> None:
+        """Episodes [F] that ended in environments `rows`, in the order of their ends, whose steps others have counted."""
+        seconds = round(time.time() - self.started, 6)
+        # Without a listener only those are looked at that are kept: there may be thousands.
+        left_out = 0 if self.on_episode is not None else max(0, len(rows) - (self.recent.maxlen or len(rows)))
+        self.num_episodes += left_out
+        for row, total, length in zip(*(array[left_out:].tolist() for array in (rows, returns, lengths)), strict=True):
+            self.count({"r": total, "l": length, "t": seconds}, row)
+
     def drop(self, rows: Array) -> None:
         """The episodes of these environments [F] are void."""
         self.returns[rows], self.lengths[rows] = 0.0, 0
@@ -118,6 +127,10 @@ class EpisodeStatistics:
         self.lengths[row] = 0
         if record is None:  # a wrapper ended the training episode; the game goes on
             return
+        self.count(record, row)
+
+    def count(self, record: EpisodeRecord, row: int) -> None:
+        """An episode of environment `row` is over."""
         self.recent.append(record)
         self.num_episodes += 1
         if self.on_episode is not None:

@@ -29,10 +29,12 @@ from rlopt.blueprint import check_weights, with_shared_extractors
 from rlopt.checkpoints import Checkpoints, NoCheckpoints
 from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
-from rlopt.device import threads_for, usable_device
+from rlopt.device import automatic_device, threads_for, usable_device
+from rlopt.device_collector import check_offered
 from rlopt.envs.base import Environments, episode_seed, fresh_seed
 from rlopt.envs.facade import as_vec_env
-from rlopt.envs.memory import Memory, MemoryActions, MemoryState
+from rlopt.envs.memory import MemoryActions, MemoryState
+from rlopt.envs.memory_on_device import with_memory
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
 from rlopt.envs.spaces import ActionDecoder, Array, ArrayTree, ObservationEncoder
 from rlopt.envs.vector import Backend, can_be_copied, make_envs
@@ -119,7 +121,7 @@ class Agent(ABC):
         if seed is not None:
             check_number("seed", seed, at_least=0, at_most=2**32 - 1, whole=True)
         self.seed = seed
-        self.device = usable_device(device)
+        self.device, self._device_is_free = usable_device(device), str(device) == "auto"
         self.verbose = verbose
         self.tensorboard_log = tensorboard_log
         for name, number in (("stats_window_size", stats_window_size), ("n_envs", n_envs)):
@@ -154,6 +156,7 @@ class Agent(ABC):
         self._logger: Logger | None = None
         if env is not None:
             environments = self._accepted(make_envs(env, n_envs, backend, seed))
+            self.n_envs = environments.num_envs
             self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
             self._attach(environments)
 
@@ -164,6 +167,8 @@ class Agent(ABC):
         self.generators = {name: torch.Generator() for name in ("actions", "minibatches", "prediction")}
         self.set_random_seed(self.seed)
         self.policy = self._make_policy(self.encoder.space, self.decoder.space)
+        if self._device_is_free:
+            self.device = automatic_device(self.policy, self.n_envs)
         self.policy.to(self.device)
         self.observation_normalizer = (
             ObservationNormalizer(self.policy.observation_space, self.clip_observations)
@@ -199,7 +204,7 @@ class Agent(ABC):
                 self.reward_normalizer.load_state(previous.state())
         space = self.policy.action_space
         self.collector = Collector(
-            Memory(environments, space.memory_size, self.policy.squash_output)
+            with_memory(environments, space.memory_size, self.policy.squash_output)
             if isinstance(space, MemoryActions)
             else environments,
             self.functional,
@@ -213,6 +218,7 @@ class Agent(ABC):
         self.collector.entropy, self.collector.batches = self._entropy, self._batches
         # An agent that has trained does not begin with the episodes that it began with the first time.
         self.collector.seed = episode_seed(self._entropy, 0, num_timesteps) if num_timesteps else self._entropy
+        check_offered(self.collector.envs, self.observation_normalizer, self.reward_normalizer)
         vec_normalize = self.get_vec_normalize_env()
         if vec_normalize is not None and vec_normalize.norm_reward and vec_normalize.gamma != self.gamma:
             warnings.warn(
@@ -471,6 +477,7 @@ class Agent(ABC):
         made = make_envs(env, self.n_envs if copied else 1, self.backend if copied else "auto", self.seed)
         environments = self._accepted(made)
         if not hasattr(self, "policy"):
+            self.n_envs = environments.num_envs
             self._setup_model(environments.encoder.raw_space, environments.decoder.raw_space)
         for field, mine, theirs in (
             ("observation space", self.observation_space, environments.encoder.raw_space),

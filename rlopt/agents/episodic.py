@@ -93,7 +93,7 @@ class EpisodicAgent(Agent):
         policy_kwargs: of the policy class: `net_arch`, `activation_fn`, `features_extractor_class`, ...
         verbose: 1 prints a table of training values every `log_interval` iterations.
         seed: of the policy's weights, action noise and environments; None takes the system's entropy.
-        device: "cpu", "cuda", "cuda:1"; "auto" is CUDA if there is one.
+        device: "cpu", "cuda", "cuda:1"; "auto" is CUDA, if there is one, for convolutions, large networks or many environments.
         n_envs: environments side by side for an id or a callable; None takes one for every episode of a batch.
         backend: how ids are made: "auto", "native", "sync", "async", "envpool"; see `make_envs`.
         preset: "tuned" fills in what is known to work for an environment; explicit arguments win.

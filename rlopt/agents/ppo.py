@@ -64,7 +64,7 @@ class PPO(ProximalAgent):
         policy_kwargs: for the policy, as in SB3; also `squash_output=True`.
         verbose: 0 silent, 1 tables.
         seed: of everything random in this agent; None takes the system's entropy.
-        device: "auto", "cpu", "cuda", …
+        device: "cpu", "cuda", "cuda:1"; "auto" is CUDA, if there is one, for convolutions, large networks or many environments.
         n_envs: environments side by side, where `env` is an id or a callable.
         backend: how they are stepped; see `make_envs`.
         preset: "sb3", "cleanrl" or "tuned": values for whatever is not given explicitly; see `rlopt.presets`.
@@ -78,7 +78,8 @@ class PPO(ProximalAgent):
         memory: "s2pg" gives the policy a memory that it writes like an action: one ratio for both; `S2PG` has one for each.
         memory_size: units of its recurrent kernel.
         compile: True makes one compiled function of a minibatch's step; False does not; "auto" where it is predicted to save
-            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding.
+            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding. On CUDA the step is
+            captured as a graph unless this is False, and compiled before that if it is True.
         utility: of environments that pay K rewards: f of the mean undiscounted returns of recent episodes, as `MOPG` takes
             it, whose slopes weigh the advantages of a critic for each; or "preferences": weights of a sum that are drawn
             for every episode and shown to the policy ("MultiInputPolicy"), so that one policy covers the front.
@@ -230,58 +231,53 @@ class PPO(ProximalAgent):
             progress: remaining share of the training, for the schedules.
             orders: the row order of each epoch, [S'] each; drawn from the agent's generator if not given.
         """
-        learning_rate = self.lr_schedule(progress)
-        clip_range = as_schedule("clip_range", self.clip_range)(progress)
-        clip_range_vf = None if self.clip_range_vf is None else as_schedule("clip_range_vf", self.clip_range_vf)(progress)
-        self.begin_descent(state, learning_rate)
-        log = _UpdateLog()
+        rates = self.rates(progress)
+        self.begin_descent(state, rates.learning_rate)
+        log = UpdateLog()
         num_epochs = 0
         for epoch in range(self.n_epochs):
             num_epochs += 1
             order = self.shuffled(len(batch.advantages)) if orders is None else orders[epoch].to(self.device)
-            if not (self._compiled_epoch if self.compiled else self._epoch)(batch, order, clip_range, clip_range_vf, log):
+            if not (self._compiled_epoch if self.as_one_function else self._epoch)(batch, order, rates, log):
                 break
-        metrics: dict[str, Any] = {
-            **self._metrics(log, clip_range, clip_range_vf),
-            "explained_variance": explained_variance(batch.values, batch.targets),
-            "learning_rate": learning_rate,
-            "clip_range": clip_range,
-            "n_updates": state.num_updates + num_epochs,
-        }
-        if clip_range_vf is not None:
-            metrics["clip_range_vf"] = clip_range_vf
-        if (log_std := getattr(self.descent.module.policy, "log_std", None)) is not None:
-            metrics["std"] = log_std.detach().exp().mean()
         following = self.descended(state, num_epochs)
-        metrics |= self.memory_metrics(state.theta, following.theta, batch.observations, batch.actions, clip_range)
+        metrics = self.metrics(following, batch, rates, log)
+        metrics |= self.memory_metrics(state.theta, following.theta, batch.observations, batch.actions, rates.clip_range)
         return following, metrics
 
-    def _epoch(self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> bool:
+    def rates(self, progress: float) -> Rates:
+        """What schedules say at this remaining share of the training."""
+        clip_range_vf = None if self.clip_range_vf is None else as_schedule("clip_range_vf", self.clip_range_vf)(progress)
+        return Rates(self.lr_schedule(progress), as_schedule("clip_range", self.clip_range)(progress), clip_range_vf)
+
+    def _epoch(self, batch: Batch, order: Tensor, rates: Rates, log: UpdateLog) -> bool:
         """One pass in minibatches, in this order; False if the KL target was passed."""
         for part in self.minibatches(batch, order):
             part = part._replace(advantages=self.normalized(part.advantages))
             minibatch = self._in_closed_form if self.descent.module.closed_form else self._by_autograd
-            outputs, gradients = minibatch(part, clip_range, clip_range_vf, log)
+            outputs, gradients = minibatch(part, rates, log)
             if self.target_kl is not None and _passes(log.rows[-1], 1.5 * self.target_kl):
                 return False
             log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
 
-    def _compiled_epoch(
-        self, batch: Batch, order: Tensor, clip_range: float, clip_range_vf: float | None, log: _UpdateLog
-    ) -> bool:
+    def _compiled_epoch(self, batch: Batch, order: Tensor, rates: Rates, log: UpdateLog) -> bool:
         """The same with every whole minibatch as one call."""
         whole, rest = self.whole_minibatches(order)
-        coefficients = Coefficients(clip_range, clip_range_vf, self.ent_coef, self.vf_coef)
+        coefficients = self.coefficients(rates)
         form = self.normalize_advantage, self.value_clip
-        for step in self.compiled_steps(batch, whole, self._loss_of_rows, coefficients, form, _passes):
+        for step in self.compiled_steps(batch, whole, self.loss_of_rows, coefficients, form, _passes):
             log.rows.append(step.kept)
             if not step.taken:
                 return False
             log.norms.append(step.grad_norm)
-        return self._epoch(batch, rest, clip_range, clip_range_vf, log)
+        return self._epoch(batch, rest, rates, log)
 
-    def _loss_of_rows(self, module: Any, part: Batch, coefficients: Coefficients) -> tuple[Tensor, LogRows]:
+    def coefficients(self, rates: Rates) -> Coefficients:
+        """Of the loss."""
+        return Coefficients(rates.clip_range, rates.clip_range_vf, self.ent_coef, self.vf_coef)
+
+    def loss_of_rows(self, module: Any, part: Batch, coefficients: Coefficients) -> tuple[Tensor, LogRows]:
         """`loss` of rows as the rollout has them."""
         return self.loss(module, part._replace(advantages=self.normalized(part.advantages)), coefficients)
 
@@ -301,23 +297,22 @@ class PPO(ProximalAgent):
         loss = -surrogate - coefficients.ent_coef * entropy.mean() + coefficients.vf_coef * critic_loss
         return loss, LogRows(log_ratio, entropy, values, part.advantages, part.values, part.targets)
 
-    def _by_autograd(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
+    def _by_autograd(self, part: Batch, rates: Rates, log: UpdateLog) -> Any:
         """The loss, to be differentiated."""
-        coefficients = Coefficients(clip_range, clip_range_vf, self.ent_coef, self.vf_coef)
-        loss, rows = self.loss(self.descent.module, part, coefficients)
+        loss, rows = self.loss(self.descent.module, part, self.coefficients(rates))
         log.add(rows)
         return [loss], None
 
-    def _in_closed_form(self, part: Batch, clip_range: float, clip_range_vf: float | None, log: _UpdateLog) -> Any:
+    def _in_closed_form(self, part: Batch, rates: Rates, log: UpdateLog) -> Any:
         """The network's outputs and the gradients of the same loss with respect to them."""
         module, size = self.descent.module, len(part.advantages)
         head, values = module.heads(part.observations)
         with torch.no_grad():
             distribution = module.distribution_of(head)
             log_ratio = distribution.log_prob(part.actions) - part.log_probs
-            weights = clipped_surrogate_weights(log_ratio, part.advantages, clip_range)
+            weights = clipped_surrogate_weights(log_ratio, part.advantages, rates.clip_range)
             of_actor = distribution.pull_back(part.actions, weights / -size, -self.ent_coef / size)
-            slope = self._value_loss_slope(values, part.values, part.targets, clip_range_vf)
+            slope = self._value_loss_slope(values, part.values, part.targets, rates.clip_range_vf)
             of_values = slope * (self.vf_coef / values.numel())
             log.add(LogRows(log_ratio, distribution.entropy(), values, part.advantages, part.values, part.targets))
         log_std = [module.policy.log_std] if len(of_actor) == 2 else []
@@ -338,13 +333,15 @@ class PPO(ProximalAgent):
         slope = pessimistic_value_loss_slope if self.value_clip == "maximum" else clipped_value_loss_slope
         return slope(values, old_values, targets, clip_range)
 
-    def _metrics(self, log: _UpdateLog, clip_range: float, clip_range_vf: float | None) -> dict[str, Any]:
-        """Averages over all rows of all minibatches of the update."""
+    def metrics(self, following: ProximalState, batch: Batch, rates: Rates, log: UpdateLog) -> dict[str, Any]:
+        """Averages over all rows of all minibatches of the update that ended in `following`."""
+        learning_rate, clip_range, clip_range_vf = rates
         log_ratio, entropy, values, *of_batch = (torch.cat(column) for column in zip(*log.rows, strict=True))
         advantages, old_values, targets = of_batch
         policy_loss = -clipped_surrogate(log_ratio, advantages, clip_range).mean()
         critic_loss = self._value_loss(values, old_values, targets, clip_range_vf).mean()
         entropy_loss = -entropy.mean()
+        log_std = self.functional.unravel(following.theta).get("policy.log_std")
         return {
             "policy_gradient_loss": policy_loss,
             "value_loss": critic_loss,
@@ -353,6 +350,12 @@ class PPO(ProximalAgent):
             "approx_kl": approximate_kl(log_ratio),
             "clip_fraction": clip_fraction(log_ratio, clip_range),
             **({"grad_norm": torch.stack(log.norms).mean()} if log.norms else {}),
+            "explained_variance": explained_variance(batch.values, batch.targets),
+            "learning_rate": learning_rate,
+            "clip_range": clip_range,
+            **({} if clip_range_vf is None else {"clip_range_vf": clip_range_vf}),
+            **({} if log_std is None else {"std": log_std.exp().mean()}),
+            "n_updates": following.num_updates,
         }
 
     def _dressed(self, environments: Environments) -> Environments:
@@ -382,6 +385,14 @@ class PPO(ProximalAgent):
             check_number("clip_range_vf", as_schedule("clip_range_vf", self.clip_range_vf)(1.0), positive=True)
 
 
+class Rates(NamedTuple):
+    """What schedules say during one update."""
+
+    learning_rate: float
+    clip_range: float  # ε
+    clip_range_vf: float | None
+
+
 class Coefficients(NamedTuple):
     """What the loss is made with: numbers, or scalar tensors where it is compiled."""
 
@@ -402,7 +413,7 @@ class LogRows(NamedTuple):
     targets: Tensor
 
 
-class _UpdateLog:
+class UpdateLog:
     """What the minibatches of an update leave behind, turned into metrics once at the end."""
 
     def __init__(self) -> None:

@@ -16,10 +16,21 @@ from torch import Tensor
 
 from rlopt.agents.base import Agent
 from rlopt.arguments import check_flag, check_number
-from rlopt.compiled_descent import Compile, CompiledDescent, Limits, Loss, Taken, cannot_compile, predicted_saving
+from rlopt.compiled_descent import (
+    Compile,
+    CompiledDescent,
+    Limits,
+    Loss,
+    Taken,
+    cannot_compile,
+    has_no_pure_step,
+    predicted_saving,
+)
 from rlopt.descent import Descent, Moments
+from rlopt.device import generator_on
 from rlopt.envs.vector import Backend
 from rlopt.estimators import approximate_kl, clip_fraction, gae
+from rlopt.graphed_descent import Capture, CudaGraphs, GraphedDescent
 from rlopt.policies.stateful import MemoryName, factor_log_probs
 from rlopt.rollout import Observations, Rollout, map_observations, refuse_several_rewards
 from rlopt.schedules import ScheduleLike, as_schedule
@@ -104,7 +115,7 @@ class ProximalAgent(Agent):
         policy_kwargs: for the policy, as in SB3; also `squash_output=True`.
         verbose: 0 silent, 1 tables.
         seed: of everything random in this agent; None takes the system's entropy.
-        device: "auto", "cpu", "cuda", …
+        device: "cpu", "cuda", "cuda:1"; "auto" is CUDA, if there is one, for convolutions, large networks or many environments.
         n_envs: environments side by side, where `env` is an id or a callable.
         backend: how they are stepped; see `make_envs`.
         preset: "tuned" fills in what is known to work for an environment; explicit arguments win.
@@ -115,7 +126,8 @@ class ProximalAgent(Agent):
         memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
         memory_size: units of its recurrent kernel.
         compile: True makes one compiled function of a minibatch's step; False does not; "auto" where it is predicted to save
-            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding.
+            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding. On CUDA the step is
+            captured as a graph unless this is False, and compiled before that if it is True.
     """
 
     state: ProximalState
@@ -246,7 +258,8 @@ class ProximalAgent(Agent):
 
     def shuffled(self, size: int) -> Tensor:
         """An order of `size` rows, on the agent's device."""
-        return torch.randperm(size, generator=self.generators["minibatches"]).to(self.device)
+        generator = generator_on(self.device, self.generators["minibatches"])
+        return torch.randperm(size, generator=generator, device=self.device)
 
     def memory_metrics(
         self,
@@ -305,13 +318,33 @@ class ProximalAgent(Agent):
     @property
     def compile_seconds_saved(self) -> float:
         """What compiling is predicted to save in the whole training; negative if it is not worth it, or cannot be done."""
-        known = all(
-            type(part).__module__.startswith(("stable_baselines3.", "rlopt.", "torch.")) for part in self.policy.modules()
-        )
-        if self.device.type != "cpu" or not known or self.why_not_compiled() is not None:
+        if self.device.type != "cpu" or not self.modules_known or self.why_not_compiled() is not None:
             return -math.inf
         num_steps = self._total_timesteps // self.batch_size * self.n_epochs
         return predicted_saving(num_steps, len(self.state.theta))
+
+    @property
+    def as_one_function(self) -> bool:
+        """Whether a step of descent is one function: compiled, captured, or both."""
+        return self.compiled or self.captured
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps of descent are captured as a CUDA graph, which `compile=False` forbids."""
+        if self.capture is None or self.compile is False or not self.modules_known or self.policy.squash_output:
+            return False  # the entropy of a squashed Gaussian sends its quadrature to the device
+        return self._without_compiled_form() is None and has_no_pure_step(self.descent) is None
+
+    @cached_property
+    def capture(self) -> Capture | None:
+        """What captures them; nothing does on the CPU."""
+        return CudaGraphs(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def modules_known(self) -> bool:
+        """Whether all networks are of kinds that are known to be functions of tensors alone."""
+        known = ("stable_baselines3.", "rlopt.", "torch.")
+        return all(type(part).__module__.startswith(known) for part in self.policy.modules())
 
     def why_not_compiled(self) -> str | None:
         """Why steps of descent cannot be compiled, or None."""
@@ -332,34 +365,37 @@ class ProximalAgent(Agent):
         form: Hashable = None,
         refuses: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> Iterator[Taken]:
-        """Compiled steps of descent on minibatches, up to the first that is refused.
+        """Steps of descent on minibatches as one function each, up to the first that is refused.
 
         Args:
             batch: S' rows.
             rows: [B] each, of the minibatches.
-            loss, refuses: see `CompiledDescent`; `refuses` is given 1.5 times `target_kl`, or infinity.
+            loss, refuses: see `CompiledDescent`; `refuses` is given 1.5 times `target_kl`, and not asked without one.
             coefficients: a NamedTuple of numbers, tensors and None, for the loss.
             form: everything else that the loss depends on; each form is compiled once.
         """
-        form = form, tuple(value is None for value in coefficients)
+        if self.target_kl is None:
+            refuses = None
+        form = form, tuple(value is None for value in coefficients), refuses is None
         if form not in self._compiled_forms:
-            if self.verbose and self.compile == "auto":
+            if self.verbose and self.compile == "auto" and self.compiled:
                 saved = self.compile_seconds_saved
                 print(f"compile: the update is compiled, which is predicted to save {saved:.0f} s; compile=False does not")
-            self._compiled_forms[form] = CompiledDescent(self.descent, loss, refuses)
+            self._compiled_forms[form] = (
+                GraphedDescent(self.descent, loss, refuses, self.capture, self.compiled)
+                if self.captured and self.capture is not None
+                else CompiledDescent(self.descent, loss, refuses)
+            )
+        # Numbers are filled in on the device: a copy of them would be waited for.
         numbers: Any = type(coefficients)(
-            *(None if x is None else torch.as_tensor(x, device=self.device) for x in coefficients)
+            *(x if x is None or isinstance(x, Tensor) else torch.full((), x, device=self.device) for x in coefficients)
         )
         kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
-        limits = Limits(*(torch.tensor(limit, device=self.device) for limit in (self.max_grad_norm, kl)))
-        for part in rows:
-            step = self._compiled_forms[form](batch, part, numbers, limits)
-            yield step
-            if refuses is not None and not step.taken:
-                return
+        limits = Limits(*(torch.full((), limit, device=self.device) for limit in (self.max_grad_norm, kl)))
+        yield from self._compiled_forms[form].steps(batch, rows, numbers, limits)
 
     @cached_property
-    def _compiled_forms(self) -> dict[Hashable, CompiledDescent]:
+    def _compiled_forms(self) -> dict[Hashable, CompiledDescent | GraphedDescent]:
         return {}
 
     def begin_descent(self, state: ProximalState, learning_rate: float) -> None:

@@ -242,7 +242,7 @@ class REBEL(ProximalAgent):
         if not batch.head.shape[-1]:
             return [self.descend_by_autograd(part, sampler, eta) for part in self.minibatches(batch, order)]
         logs: list[Log] = []
-        if self.compiled:
+        if self.as_one_function:
             old_log_std = sampler.policy.log_std.detach() if hasattr(sampler.policy, "log_std") else None
             coefficients = Coefficients(eta, old_log_std, self.ent_coef, self.vf_coef)
             whole, order = self.whole_minibatches(order)
@@ -401,7 +401,7 @@ class REBEL(ProximalAgent):
         eta = as_schedule("eta", self.eta)(progress)
         check_number("eta", eta, positive=True)
         if self.eta_mode == "fixed":
-            return rewards.new_tensor(eta)
+            return rewards.new_full((), eta)
         return eta_from_std(rewards, eta, groups) if self.eta_mode == "std" else eta_from_kl(rewards, eta, groups)
 
     def metrics(self, logs: list[Log], last: list[Log], first_loss: Tensor) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ class S2PG(ProximalAgent):
     def pass_over(self, batch: StatefulBatch, order: Tensor, clip_ranges: tuple[float, float]) -> list[Log]:
         """Steps of descent on the batch's minibatches, in this order."""
         logs: list[Log] = []
-        if self.compiled:
+        if self.as_one_function:
             whole, order = self.whole_minibatches(order)
             steps = self.compiled_steps(batch, whole, self.loss, self.coefficients(clip_ranges), self.ratio)
             logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]

@@ -146,7 +146,7 @@ def preference_lattice(num_objectives: int) -> Floats:
 
 def _showing_state(env: str, num_envs: int, backend: Backend, env_kwargs: dict[str, Any]) -> Environments:
     """Environments that show the critic their simulators' state."""
-    if backend in ("native", "threads", "envpool"):
+    if backend in ("native", "threads", "torch", "envpool"):
         raise ValueError(f"show_state: backend {backend!r} has no single environments that tell theirs; use 'sync' or 'async'")
     envs = make_envs(lambda: ShowState(make_env(env, **env_kwargs)), num_envs, backend)
     envs.name = env

@@ -75,7 +75,7 @@ class EvaluationSettings:
     seed: int = EVALUATION_SEED
     """Of the environments."""
     device: str = "auto"
-    """Where the networks are: "cpu", "cuda", "cuda:1"; "auto" is CUDA if there is one."""
+    """Where the networks are: "cpu", "cuda", "cuda:1"; "auto" is CUDA, if there is one, for CNNs and large networks."""
     deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff, Modes] = False
     """Take the most likely actions. This is what happens if neither is given."""
     stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff, Modes] = False

@@ -32,6 +32,7 @@ Examples:
     rlopt-train --env Pendulum-v1 --learning-rate linear:1e-3 --policy-kwargs "{net_arch: [64, 64], activation_fn: ReLU}"
     rlopt-train --config runs/ppo/CartPole-v1/1/config.yaml --seed 1 --json
     rlopt-train --resume runs/ppo/CartPole-v1/1
+    rlopt-train --env Acrobot-v1 --num-seeds 16
     rlopt-train --env deep-sea-treasure-v0 --utility preferences --reference 0 -50 --eval-freq 20000"""
 
 
@@ -59,15 +60,17 @@ class RunSettings:
     num_envs: int = 1
     """Environments side by side."""
     backend: Backend = "auto"
-    """How they are stepped: "sync" here, "async" in worker processes, "native" as one object, "threads" (MuJoCo), "envpool"."""
+    """How they are stepped: "sync" here, "async" in processes, "native" as one object, "threads", "torch" (GPUs), "envpool"."""
     on_env_error: OnError = "raise"
     """What becomes of an environment that breaks: "raise" ends the run, "restart" makes it anew and drops its episode."""
     env_timeout: float | None = None
     """Seconds after which an environment in a worker process (--backend async) is taken for hung."""
     seed: int = 0
     """Of everything random in the run."""
+    num_seeds: int = 1
+    """Runs to make, with seeds SEED, SEED + 1, …: shared among the cores, and on each all at once where that can be."""
     device: str = "auto"
-    """Where the networks are: "cpu", "cuda", "cuda:1"; "auto" is CUDA if there is one."""
+    """Where the networks are: "cpu", "cuda", "cuda:1"; "auto" is CUDA, if there is one, for CNNs, large networks, many envs."""
     policy: str = "auto"
     """MlpPolicy, CnnPolicy or MultiInputPolicy; "auto" chooses by the observation space. RecurrentPPO has MlpLstmPolicy too."""
     eval_freq: int = 0
@@ -106,7 +109,7 @@ class RunSettings:
 
 
 # Not part of what a run computes, so not in its config.yaml.
-ABOUT_OUTPUT = {"config", "resume", "run_dir", "run_name", "verbose", "progress", "video", "json"}
+ABOUT_OUTPUT = {"config", "resume", "num_seeds", "run_dir", "run_name", "verbose", "progress", "video", "json"}
 
 
 @dataclass(frozen=True)
@@ -211,14 +214,16 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_ranges(run: RunSettings) -> None:
-    at_least = {"total_timesteps": 1, "frame_stack": 1, "num_envs": 1, "eval_freq": 0, "eval_episodes": 1}
+    at_least = {"total_timesteps": 1, "frame_stack": 1, "num_envs": 1, "eval_freq": 0, "eval_episodes": 1, "num_seeds": 1}
     at_least |= {"save_freq": 0, "keep_last": 1, "keep_best": 0, "max_rollbacks": 0}
     for name, least in at_least.items():
         value = getattr(run, name)
         if value < least:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")
-    if not 0 <= run.seed < 2**31:
-        raise ValueError(f"seed: expected a whole number from 0 to 2147483647, got {run.seed}")
+    if run.num_seeds > 1 and run.resume is not None:
+        raise ValueError("num_seeds: --resume goes on with one run; every seed has a folder, which can be resumed by itself")
+    if not 0 <= run.seed <= (highest := 2**31 - run.num_seeds):
+        raise ValueError(f"seed: expected a whole number from 0 to {highest}, got {run.seed}")
     usable_device(run.device)
     if run.run_name is not None and (not run.run_name or Path(run.run_name).name != run.run_name):
         raise ValueError(f"run_name: expected the name of a folder without separators, got {run.run_name!r}")

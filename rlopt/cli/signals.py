@@ -13,8 +13,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stopping_on_signals(request_stop: Callable[[], None], program: str) -> Iterator[list[int]]:
+def stopping_on_signals(request_stop: Callable[[], None], program: str | None = None) -> Iterator[list[int]]:
     """While this lasts, the first signal asks the training to stop; the second one ends the process as it does elsewhere.
+
+    Args:
+        request_stop: safe to call from a signal handler.
+        program: says so on standard error; None says nothing.
 
     Yields:
         The signals that came.
@@ -29,8 +33,9 @@ def stopping_on_signals(request_stop: Callable[[], None], program: str) -> Itera
     def stop(number: int, frame: FrameType | None) -> None:
         came.append(number)
         request_stop()
-        name = signal.Signals(number).name
-        print(f"\n{program}: {name}: stopping after this iteration; again to stop at once", file=sys.stderr, flush=True)
+        if program is not None:
+            name = signal.Signals(number).name
+            print(f"\n{program}: {name}: stopping after this iteration; again to stop at once", file=sys.stderr, flush=True)
         restore()
 
     for each in SIGNALS:

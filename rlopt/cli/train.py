@@ -86,8 +86,16 @@ def train_main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 2 for bad input, 1 for training that failed, 130 for Ctrl-C, 143 for SIGTERM, each after a message.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with bad_input_exits(PROGRAM):
-        run = prepare(parse_settings(list(sys.argv[1:] if argv is None else argv), PROGRAM))
+        settings = parse_settings(arguments, PROGRAM)
+    if settings.run.num_seeds > 1:
+        from rlopt.cli.many_seeds import train_many  # which imports this module
+
+        train_many(settings, arguments)
+        return
+    with bad_input_exits(PROGRAM):
+        run = prepare(settings)
     with contextlib.closing(run):
         _train(run)
 
@@ -121,7 +129,7 @@ def _train(run: Run) -> None:
         raise SystemExit(BAD_INPUT) from None
     if signals:
         run.agent.save(run.folder.model)
-        resume = f"{_program('rlopt-train')} --resume {shlex.quote(str(run.folder.path))}"
+        resume = f"{program_path('rlopt-train')} --resume {shlex.quote(str(run.folder.path))}"
         print(f"{PROGRAM}: stopped after {run.agent.num_timesteps} steps; to go on: {resume}", file=sys.stderr)
         raise SystemExit(128 + signals[0])
     finish(run, seconds, human)
@@ -182,6 +190,14 @@ def learn(run: Run) -> float:
 
 def finish(run: Run, seconds: float, human: TextIO) -> None:
     """Save, evaluate, record and report."""
+    result = concluded(run, seconds)
+    print(_summary(run, result), file=human, flush=True)
+    if run.settings.run.json:
+        print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def concluded(run: Run, seconds: float) -> dict[str, Any]:
+    """Save, evaluate and record; the result, as the JSON object has it."""
     chosen, agent = run.settings.run, run.agent
     agent.save(run.folder.model)
     episodes, seed = chosen.eval_episodes, chosen.seed + EVALUATION_SEED
@@ -195,9 +211,7 @@ def finish(run: Run, seconds: float, human: TextIO) -> None:
     add_hyperparameters(agent.logger, tuned | run.settings.constructor_arguments(), outcomes, agent.num_timesteps)
     if chosen.video:
         _add_video(run)
-    print(_summary(run, result), file=human, flush=True)
-    if chosen.json:
-        print(json.dumps(result, allow_nan=False), flush=True)
+    return result
 
 
 def _check_reference(chosen: RunSettings, envs: Environments) -> None:
@@ -326,9 +340,9 @@ def _summary(run: Run, result: dict[str, Any]) -> str:
         **({} if run.pareto is None else _front_lines(result)),
         "speed": f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s",
         "run folder": str(run.folder.path),
-        "look": f"{_program('tensorboard')} --logdir {folder}",
-        **({} if run.pareto is None else {"front": f"{_program('rlopt-plot')} {folder} --front --out front.png"}),
-        "play": f"{_program('rlopt-evaluate')} {folder} --video {shlex.quote(str(run.folder.path / 'video.mp4'))}",
+        "look": f"{program_path('tensorboard')} --logdir {folder}",
+        **({} if run.pareto is None else {"front": f"{program_path('rlopt-plot')} {folder} --front --out front.png"}),
+        "play": f"{program_path('rlopt-evaluate')} {folder} --video {shlex.quote(str(run.folder.path / 'video.mp4'))}",
     }
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
 
@@ -341,7 +355,7 @@ def _front_lines(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _program(name: str) -> str:
+def program_path(name: str) -> str:
     """How to call a program of this Python environment from here, whether or not the environment is activated."""
     if shutil.which(name) is not None:
         return name

@@ -232,6 +232,8 @@ class ClassicControlVectorEnv(FiniteHorizonVectorEnv):
         ValueError: another id.
     """
 
+    joinable = True
+
     def __init__(self, env_id: str, num_envs: int = 1):
         if env_id not in TASKS:
             raise ValueError(f"env_id: expected one of {', '.join(TASKS)}, got {env_id!r}")

@@ -97,6 +97,8 @@ class ContinuousRecallVectorEnv(FiniteHorizonVectorEnv):
         privileged: show {"observation": the above, "critic": (s, the time in [0, 1])}.
     """
 
+    joinable = True
+
     def __init__(self, problem: ContinuousRecall, num_envs: int = 1, privileged: bool = False):
         seen: spaces.Space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         space = spaces.Dict({"observation": seen, "critic": seen}) if privileged else seen

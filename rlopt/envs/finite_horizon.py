@@ -27,11 +27,14 @@ class FiniteHorizonVectorEnv(VectorEnv):
         reward_space: of K rewards, shape (K,); None for one.
         draws_by_copy: whether every array of random numbers has one row for each copy, so that copies can have seeds of
             their own.
+        joinable: whether `states`, `steps`, `ended` and random numbers are all that there is of every copy, so that one object
+            can take over the copies of several; see `rlopt.together`.
         infos: what the last step tells besides, arrays [N] by name; empty unless the subclass fills it.
     """
 
     reward_space: spaces.Box | None = None
     draws_by_copy = True
+    joinable = False
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012
 

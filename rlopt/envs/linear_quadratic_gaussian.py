@@ -206,6 +206,8 @@ class LinearQuadraticGaussianVectorEnv(FiniteHorizonVectorEnv):
         privileged: show {"observation": o, "critic": x}.
     """
 
+    joinable = True
+
     def __init__(self, problem: LinearQuadraticGaussian, num_envs: int = 1, privileged: bool = False):
         self.problem, self.privileged = problem, privileged
         system = problem.system

@@ -29,6 +29,8 @@ class LinearVectorEnv(FiniteHorizonVectorEnv):
         num_envs: N.
     """
 
+    joinable = True
+
     def __init__(self, system: LinearQuadratic, num_envs: int):
         observations = spaces.Box(-np.inf, np.inf, (system.num_states,), np.float32)
         super().__init__(num_envs, system.horizon, observations, unbounded_actions(system.num_actions))
@@ -77,6 +79,8 @@ class GaussianBanditVectorEnv(FiniteHorizonVectorEnv):
     Attributes:
         bandit: whose exact values are those of this environment, for a policy with its σ.
     """
+
+    joinable = True
 
     def __init__(self, bandit: GaussianBandit, num_envs: int = 1):
         super().__init__(num_envs, 1, spaces.Box(-np.inf, np.inf, (1,), np.float32), unbounded_actions(1))

@@ -53,6 +53,31 @@ class RowGenerators:
         return np.array([draw(generator, shape[1:] or None) for generator in self.generators])
 
 
+class BlockGenerators(RowGenerators):
+    """Draws arrays [n, ...] in blocks of rows, one from each generator: what it would have drawn for its rows alone.
+
+    Args:
+        generators: one for each block.
+        sizes: rows of each block; of one without rows nothing is drawn.
+    """
+
+    def __init__(self, generators: Sequence[np.random.Generator], sizes: Sequence[int]):
+        super().__init__(generators)
+        self.sizes = list(sizes)
+
+    def of(self, mask: Array) -> BlockGenerators:
+        """Those of some rows, `mask` [n] bool."""
+        blocks = np.split(mask, np.cumsum(self.sizes)[:-1])
+        return BlockGenerators(self.generators, [int(np.count_nonzero(block)) for block in blocks])
+
+    def _rows(self, size: Any, draw: Callable[[np.random.Generator, Any], Any]) -> Array:
+        shape = (size,) if np.ndim(size) == 0 else tuple(size)
+        if shape[0] != sum(self.sizes):
+            raise ValueError(f"size: expected ({sum(self.sizes)}, ...), got {size}")
+        blocks = zip(self.generators, self.sizes, strict=True)
+        return np.concatenate([draw(generator, (rows, *shape[1:])) for generator, rows in blocks if rows])
+
+
 def generator_state(generator: np.random.Generator | RowGenerators) -> Any:
     """Where random numbers are, as plain values: a dictionary, or one for each row."""
     if isinstance(generator, RowGenerators):

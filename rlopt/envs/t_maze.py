@@ -60,6 +60,8 @@ class TMazeVectorEnv(FiniteHorizonVectorEnv):
         privileged: show {"observation": the one-hot, "critic": the cue one-hot and the place in [0, 1]}.
     """
 
+    joinable = True
+
     def __init__(self, problem: TMaze, num_envs: int = 1, privileged: bool = False):
         seen: spaces.Space = spaces.Box(0, 1, (4,), np.float32)
         space = spaces.Dict({"observation": seen, "critic": spaces.Box(0, 1, (3,), np.float32)}) if privileged else seen

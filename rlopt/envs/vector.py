@@ -23,8 +23,9 @@ from rlopt.envs.mujoco_tasks import MUJOCO_TASKS
 from rlopt.envs.parallel import AsyncEnvironments
 from rlopt.envs.sb3_vector import SB3Environments
 from rlopt.envs.sync import EnvFactory, SyncEnvironments
+from rlopt.envs.torch_classic_control import TorchClassicControl
 
-Backend = Literal["auto", "sync", "async", "native", "threads", "envpool"]
+Backend = Literal["auto", "sync", "async", "native", "threads", "torch", "envpool"]
 
 # Which pip package brings environments whose import fails, by the module that is missed.
 EXTRAS = {
@@ -59,7 +60,11 @@ REGISTERED_BY = {
 }
 
 # What an id lacks that is asked for by these backends.
-IMPLEMENTATION = {"native": "native vector implementation", "threads": "implementation on threads"}
+IMPLEMENTATION = {
+    "native": "native vector implementation",
+    "threads": "implementation on threads",
+    "torch": "implementation in torch (CartPole-v1, Pendulum-v1, MountainCar-v0, MountainCarContinuous-v0, Acrobot-v1)",
+}
 
 
 def make_envs(
@@ -81,10 +86,11 @@ def make_envs(
         backend: "native" is one object for all copies: rlopt's own of the classic-control tasks, and what is registered as
             vector implementation of other ids; "threads" simulates all copies of a MuJoCo task on threads, and follows the
             single environments to the bit; "sync" steps single environments in this process, "async" in worker processes,
-            "envpool" makes an EnvPool. "auto" takes "native" or "threads" if there is one and more than one environment is
-            asked for, else "sync" or "async", which give the very same episodes: "async" only for an id, where a trial of
-            some milliseconds shows that processes save time, and where they can be started safely (in a script, that is under
-            `if __name__ == "__main__":`). The `backend_choice` of the environments says what was chosen.
+            "torch" keeps the classic-control tasks in tensors, so that rollouts never leave the agent's device (made for GPUs
+            and thousands of copies), "envpool" makes an EnvPool. "auto" takes "native" or "threads" if there is one and more
+            than one environment is asked for, else "sync" or "async", which give the very same episodes: "async" only for an
+            id, where a trial of some milliseconds shows that processes save time, and where they can be started safely (in a
+            script, that is under `if __name__ == "__main__":`). The `backend_choice` of the environments says what was chosen.
         seed: for EnvPool, which takes its seed at construction only.
         env_kwargs: passed to the environment, for an id.
         on_error: what becomes of a single environment that raises an error or returns what cannot be trained on (NaN, another
@@ -150,6 +156,10 @@ def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwa
     factories: list[EnvFactory] = [lambda: _made(spec, env_id, **kwargs)] * num_envs  # workers need not know the id
     if backend in ("sync", "async"):
         return _from_factories(factories, backend, env_id)
+    if backend == "torch" and _is_classic_control(spec, kwargs):
+        on_device = TorchClassicControl(env_id, num_envs)
+        on_device.backend_choice = "torch"
+        return on_device
     if backend != "auto" or num_envs > 1:
         vector = _on_threads(spec, kwargs, backend) or _native(spec, kwargs, backend)
         if vector is not None:
@@ -164,14 +174,19 @@ def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwa
 
 def _native(spec: Any, kwargs: dict[str, Any], backend: Backend) -> Callable[[int], VectorEnv] | None:
     """What makes N copies in one object, if anything does: rlopt's own classic control, else what is registered."""
-    if backend == "threads":
+    if backend in ("threads", "torch"):
         return None
-    known = spec.id in TASKS and not kwargs and _is_gymnasiums(spec, "classic_control")
-    if known and spec.max_episode_steps == TASKS[spec.id].horizon:
+    if _is_classic_control(spec, kwargs):
         return partial(ClassicControlVectorEnv, spec.id)
     if spec.vector_entry_point is None:
         return None
     return lambda num_envs: gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+
+
+def _is_classic_control(spec: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether an id stands for one of the tasks that rlopt has itself, as Gymnasium registered it."""
+    known = spec.id in TASKS and not kwargs and _is_gymnasiums(spec, "classic_control")
+    return known and spec.max_episode_steps == TASKS[spec.id].horizon
 
 
 def _is_gymnasiums(spec: Any, family: str) -> bool:
@@ -183,7 +198,7 @@ def _is_gymnasiums(spec: Any, family: str) -> bool:
 def _on_threads(spec: Any, kwargs: dict[str, Any], backend: Backend) -> Callable[[int], VectorEnv] | None:
     """What simulates N copies on threads, if anything does; "auto" does without where MuJoCo is missing or old."""
     ours = spec.id in MUJOCO_TASKS and not kwargs and _is_gymnasiums(spec, "mujoco") and spec.max_episode_steps is not None
-    if backend == "native" or not ours:
+    if backend in ("native", "torch") or not ours:
         return None
     try:
         import mujoco.batch  # noqa: F401
@@ -226,7 +241,7 @@ def _known_to_workers(env_id: str, spec: Any) -> bool:
 
 
 def _from_factories(factories: list[Callable[[], Any]], backend: Backend, name: str | None = None) -> Environments:
-    if backend in ("native", "threads", "envpool"):
+    if backend in ("native", "threads", "torch", "envpool"):
         raise ValueError(f"backend: {backend!r} needs an environment id, not a callable")
     checked: list[EnvFactory] = [_checked(factory) for factory in factories]
     envs: Environments

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from rlopt import archive
 from rlopt.checkpoint import versions
-from rlopt.checkpoints import DAMAGED
+from rlopt.checkpoints import newest_readable
 from rlopt.file_errors import as_file_errors, shortened
 from rlopt.lm.models import frozen, trained
 from rlopt.log_files import logged
@@ -62,15 +61,7 @@ def existing(output_dir: str) -> list[Path]:
 
 def newest(output_dir: str) -> Path | None:
     """The checkpoint with most iterations that can be read; others are put aside with a warning. None without any."""
-    for path in reversed(existing(output_dir)):
-        try:
-            archive.read(path, FIELDS)
-        except ValueError as error:
-            path.rename(path.with_name(path.name + DAMAGED))
-            warnings.warn(f"checkpoint {path.name} cannot be read, the one before it is taken ({error})", stacklevel=3)
-        else:
-            return path
-    return None
+    return newest_readable(existing(output_dir), lambda path: archive.read(path, FIELDS))
 
 
 def save(trainer: REBELTrainer, path: Path, logger: Logger | None = None) -> None:

@@ -168,6 +168,15 @@ def policy_class(policy: str | type[ActorCriticPolicy], observation_space: space
     return policy
 
 
+def _check_optimizer(optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: dict[str, Any]) -> None:
+    """Raises ValueError where the optimiser, which is made when learning begins, would not take its arguments."""
+    try:
+        optimizer_class([torch.nn.Parameter(torch.zeros(1))], **{"lr": 0.0, **optimizer_kwargs})
+    except (TypeError, ValueError) as error:
+        name = getattr(optimizer_class, "__name__", optimizer_class)
+        raise ValueError(f"policy_kwargs: {name} refuses optimizer_kwargs {optimizer_kwargs}: {error}") from error
+
+
 def make_policy(
     policy: str | type[ActorCriticPolicy],
     observation_space: spaces.Space,
@@ -200,6 +209,7 @@ def make_policy(
     optimizer_kwargs = kwargs.pop("optimizer_kwargs", None)
     if optimizer_kwargs is None:
         optimizer_kwargs = {"eps": 1e-5} if optimizer_class is torch.optim.Adam else {}
+    _check_optimizer(optimizer_class, optimizer_kwargs)
     kwargs |= {"optimizer_class": partial(DeferredOptimizer, optimizer_class), "optimizer_kwargs": optimizer_kwargs}
     try:
         module = cls(observation_space, action_space, lambda _: learning_rate, **kwargs)

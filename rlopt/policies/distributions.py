@@ -236,16 +236,17 @@ def noise_size(action_space: spaces.Space) -> int:
 
 
 def draw_noise(action_space: spaces.Space, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Noise for `sample`, [*shape, noise_size], float32 on the CPU: Gumbel, logistic or standard normal."""
+    """Noise for `sample`, [*shape, noise_size], float32 on the generator's device: Gumbel, logistic or standard normal."""
+    device = generator.device
     if isinstance(action_space, MemoryActions):
-        memory = torch.randn((*shape, action_space.memory_size), generator=generator)
+        memory = torch.randn((*shape, action_space.memory_size), generator=generator, device=device)
         return torch.cat([draw_noise(action_space.action, shape, generator), memory], -1)
     size = (*shape, noise_size(action_space))
     if isinstance(action_space, spaces.Box):
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, device=device)
     if isinstance(action_space, spaces.MultiBinary):
         # rand is in [0, 1): keep both ends away from ±inf
-        uniform = torch.rand(size, generator=generator).clamp(1e-7, 1.0 - 1e-7)
+        uniform = torch.rand(size, generator=generator, device=device).clamp(1e-7, 1.0 - 1e-7)
         return uniform.logit()
     # −log of an exponential variable is Gumbel; the clamp keeps log(0) out
-    return -torch.empty(size).exponential_(generator=generator).clamp_min(1e-30).log()
+    return -torch.empty(size, device=device).exponential_(generator=generator).clamp_min(1e-30).log()

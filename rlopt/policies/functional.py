@@ -28,9 +28,15 @@ def flatten_parameters(module: nn.Module) -> Tensor:
 
 def bind_parameters(module: nn.Module, theta: Tensor) -> None:
     """Make the module's parameters views of θ: what is written to one is seen in the other."""
-    views = parameter_views(module, theta.detach())
-    for name, parameter in module.named_parameters():
-        parameter.data = views[name]
+    _bind(list(module.parameters()), module, theta)
+
+
+def _bind(parameters: list[nn.Parameter], module: nn.Module, theta: Tensor) -> None:
+    sizes = [parameter.numel() for parameter in parameters]
+    if theta.shape != (sum(sizes),):
+        parameter_views(module, theta)  # which says what is wrong
+    for parameter, piece in zip(parameters, theta.detach().split(sizes), strict=True):
+        parameter.data = piece.view(parameter.shape)
 
 
 def share_buffers(source: nn.Module, target: nn.Module) -> None:
@@ -51,8 +57,9 @@ class Functional:
         share_buffers(module, self.module)
         self.module.eval()
         # Read once: walking over a module's parameters costs more than a small network.
+        self._parameters = list(self.module.parameters())
         self._parts = [(name, parameter.shape) for name, parameter in self.module.named_parameters()]
-        self._sizes = [parameter.numel() for parameter in self.module.parameters()]
+        self._sizes = [parameter.numel() for parameter in self._parameters]
 
     def init(self) -> Tensor:
         """θ [d] of the module as it is."""
@@ -67,7 +74,7 @@ class Functional:
 
     def bind(self, theta: Tensor) -> Any:
         """The module with its parameters as views of θ, for plain calls until the next `bind`."""
-        bind_parameters(self.module, theta)
+        _bind(self._parameters, self.module, theta)
         return self.module
 
     def __call__(self, theta: Tensor, *inputs: Any) -> Any:

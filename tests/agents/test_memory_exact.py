@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import nn
 
 from rlopt import ALGORITHMS, HARPG, NPGIGT, PPO, S2PG
+from rlopt.agents.ppo import Rates
 from rlopt.agents.proximal import Batch
 from rlopt.agents.s2pg import StatefulBatch
 from rlopt.collector import Collector
@@ -526,7 +527,7 @@ def test_ppo_with_memory_descends_the_same_gradient(delay):
     scale = len(rollout.mask) * len(probabilities) * probabilities.repeat(len(rollout.mask))
     agent.descent = OnlyModule(module)
     log = Silent()
-    (loss,), gradients = agent._by_autograd(batch._replace(advantages=batch.advantages * scale), 0.2, None, log)
+    (loss,), gradients = agent._by_autograd(batch._replace(advantages=batch.advantages * scale), Rates(1e-3, 0.2, None), log)
     assert gradients is None
     assert_exact(-torch.autograd.grad(loss, module.logits)[0], gradient(UNEVEN, delay), 1e-12)
 

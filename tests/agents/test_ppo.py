@@ -512,3 +512,9 @@ def test_one_row_has_no_advantage_normalisation():
 def test_numpy_integers_are_integers():
     agent = agent_of(n_steps=np.int64(32), batch_size=np.int32(16), n_epochs=np.int64(1)).learn(32)
     assert agent.num_timesteps == 32
+
+
+@pytest.mark.parametrize("optimizer_kwargs", [{"foo": 1}, {"betas": (2.0, 0.9)}])
+def test_an_optimiser_that_refuses_its_arguments_is_told_before_training(optimizer_kwargs):
+    with pytest.raises(ValueError, match=r"^policy_kwargs: Adam refuses optimizer_kwargs \{.*\}: "):
+        PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"optimizer_kwargs": optimizer_kwargs}, device="cpu")

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from rlopt import PPO
-from rlopt.agents.ppo import _UpdateLog
+from rlopt.agents.ppo import Rates, UpdateLog
 from rlopt.agents.proximal import Batch
 
 ACTION_SPACES = [spaces.Box(-1, 1, (3,)), spaces.Discrete(4), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)]
@@ -47,7 +47,7 @@ def both_gradients(agent: PPO) -> list[torch.Tensor]:
     agent.descent.begin(agent.state.theta, {}, 1e-3)
     batch, parameters, results = random_batch(agent), list(agent.descent.module.parameters()), []
     for method in (agent._by_autograd, agent._in_closed_form):
-        outputs, gradients = method(batch, 0.2, agent.clip_range_vf, _UpdateLog())
+        outputs, gradients = method(batch, Rates(1e-3, 0.2, agent.clip_range_vf), UpdateLog())
         pieces = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True, materialize_grads=True)
         results.append(torch.cat([piece.reshape(-1) for piece in pieces]))
     return results

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rlopt.estimators import discounted_sums, gae
+from tests.host_reads import ForbidHostReads
 
 LENGTHS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 100, 1000]
 
@@ -108,6 +109,17 @@ def test_gae_equals_the_loop(length):
     traces = 0.95 * (~ended).double()
     expected = gae_loop(*(a.numpy() for a in (*arguments, discounts, traces)))
     np.testing.assert_allclose(gae(*arguments, discounts, traces).numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_in_single_precision_gae_equals_the_loop_and_waits_for_no_device():
+    arguments = [normal(128, 3, seed=seed) for seed in range(3)]
+    ended = uniform(128, 3, seed=7) < 0.05
+    discounts, traces = 0.99 * torch.ones(128, 3).double(), 0.95 * (~ended).double()
+    expected = gae_loop(*(a.numpy() for a in (*arguments, discounts, traces)))
+    single = [x.float() for x in (*arguments, discounts, traces)]
+    with ForbidHostReads():
+        found = gae(*single)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_gae_of_a_hand_computed_trajectory():
