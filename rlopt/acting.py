@@ -42,8 +42,10 @@ class Actor(Protocol):
 
 def make_actor(module: ActorCritic, num_envs: int) -> Actor:
     """The fastest actor for a module that is already bound to θ."""
+    if num_envs > NUMPY_MAX_ENVS:
+        return TorchActor(module)
     near = module.policy.device.type == "cpu" or sum(p.numel() for p in module.parameters()) < SMALL_NETWORK
-    layers = _numpy_layers(module.policy) if near and num_envs <= NUMPY_MAX_ENVS else None
+    layers = _numpy_layers(module.policy) if near else None
     return TorchActor(module) if layers is None else NumpyActor(module, layers)
 
 

@@ -222,7 +222,8 @@ def _check_ranges(run: RunSettings) -> None:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")
     if run.num_seeds > 1 and run.resume is not None:
         raise ValueError("num_seeds: --resume goes on with one run; every seed has a folder, which can be resumed by itself")
-    if not 0 <= run.seed <= (highest := 2**31 - run.num_seeds):
+    highest = 2**31 - run.num_seeds
+    if not 0 <= run.seed <= highest:
         raise ValueError(f"seed: expected a whole number from 0 to {highest}, got {run.seed}")
     usable_device(run.device)
     if run.run_name is not None and (not run.run_name or Path(run.run_name).name != run.run_name):

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlopt.agents.ppo import PPO, Rates, UpdateLog
+from rlopt.agents.ppo import PPO, LogRows, Rates, UpdateLog
 from rlopt.agents.proximal import Batch, ProximalState
 from rlopt.compiled_descent import Limits, MinibatchStep, Position, compiled
 from rlopt.descent import FlatAdam
+from rlopt.estimators import approximate_kl
+
+
+class Followed(NamedTuple):
+    """What an agent's update came to."""
+
+    state: ProximalState
+    log: UpdateLog
+    soundness: dict[str, float]  # what tells a recorder that it went wrong
 
 
 class JointDescent:
@@ -30,8 +39,8 @@ class JointDescent:
         batched = torch.func.vmap(MinibatchStep(first.descent, first.loss_of_rows), in_dims=(0, 0, 0, None, None, 0))
         self._step: Callable[..., Any] = compiled(batched) if native else batched
 
-    def update(self, batches: Sequence[Batch], rates: Sequence[Rates]) -> list[tuple[ProximalState, UpdateLog]]:
-        """Every agent's next state after `n_epochs` passes over its batch of S' rows, as many for each, and its log.
+    def update(self, batches: Sequence[Batch], rates: Sequence[Rates]) -> list[Followed]:
+        """What `n_epochs` passes of every agent over its batch of S' rows, as many for each, come to.
 
         Rates differ in the learning rate at most.
         """
@@ -49,9 +58,9 @@ class JointDescent:
                 position, taken = self._step(position, joint, rows, coefficients, limits, corrections)
                 kept.append(taken.kept)
                 norms.append(taken.grad_norm)
-        logs = _logs(kept, norms)
-        following = _states(states, position, num_steps, first.n_epochs)
-        return list(zip(following, logs, strict=True))
+        left, grad_norms = LogRows(*(torch.cat(column, 1) for column in zip(*kept, strict=True))), torch.stack(norms, 1)
+        outcomes = _states(states, position, num_steps, first.n_epochs), _logs(left, grad_norms), _soundness(left, grad_norms)
+        return [Followed(*outcome) for outcome in zip(*outcomes, strict=True)]
 
     def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
         """The row numbers [K, B] of an epoch's minibatches, every agent's in an order of its own."""
@@ -88,13 +97,18 @@ def _states(
     ]
 
 
-def _logs(kept: Sequence[Any], norms: Sequence[Tensor]) -> list[UpdateLog]:
-    """What every agent's minibatches left behind."""
-    columns = [torch.cat(column, 1) for column in zip(*kept, strict=True)]
+def _logs(rows: LogRows, grad_norms: Tensor) -> list[UpdateLog]:
+    """What every agent's minibatches left behind, [K, ...] each."""
     logs = []
-    for k, of_agent in enumerate(torch.stack(list(norms), 1)):
+    for *of_agent, norms in zip(*rows, grad_norms, strict=True):
         log = UpdateLog()
-        log.rows.append(type(kept[0])(*(column[k] for column in columns)))
-        log.norms.extend(of_agent)
+        log.rows.append(LogRows(*of_agent))
+        log.norms.append(norms)
         logs.append(log)
     return logs
+
+
+def _soundness(rows: LogRows, grad_norms: Tensor) -> list[dict[str, float]]:
+    """Of every agent's update, by one pass over what all left behind."""
+    numbers = torch.stack([torch.func.vmap(approximate_kl)(rows.log_ratio), grad_norms.amax(1)], 1)
+    return [dict(zip(("approx_kl", "grad_norm"), of_agent, strict=True)) for of_agent in numbers.tolist()]

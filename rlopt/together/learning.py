@@ -16,14 +16,13 @@ import torch
 from gymnasium import spaces
 
 from rlopt.agents.base import Agent
-from rlopt.agents.ppo import PPO, UpdateLog
+from rlopt.agents.ppo import PPO
 from rlopt.arguments import check_number
 from rlopt.checkpoints import Checkpoints, NoCheckpoints
 from rlopt.compiled_descent import SECONDS_OF_COMPILING, has_no_pure_step
 from rlopt.device import threads_for
 from rlopt.envs.finite_horizon import FiniteHorizonVectorEnv
 from rlopt.envs.gymnasium_vector import GymnasiumEnvironments
-from rlopt.estimators import approximate_kl
 from rlopt.flight_recorder import FlightRecorder, NoRecorder
 from rlopt.logging import add_first_page, record_iteration
 from rlopt.together.collecting import JointCollector, native
@@ -128,14 +127,16 @@ def learn_together(
             followed = descent.update(batches, rates)
             iteration += 1
             collector.part()
-            sound = [of[2].accepts(of[0], state, _soundness(log)) for of, (state, log) in zip(everyone, followed, strict=True)]
-            for agent, accepted, (state, _) in zip(agents, sound, followed, strict=True):
-                if accepted:
-                    agent._adopt(state)
+            pairs = list(zip(everyone, followed, strict=True))
+            accepted = [recorder.accepts(agent, one.state, one.soundness) for (agent, _, recorder), one in pairs]
+            for agent, sound, one in zip(agents, accepted, followed, strict=True):
+                if sound:
+                    agent._adopt(one.state)
             if log_interval is not None and iteration % log_interval == 0:
                 seconds = time.perf_counter() - began
-                for agent, batch, rate, (state, log) in zip(agents, batches, rates, followed, strict=True):
-                    record_iteration(agent.logger, agent.metrics(state, batch, rate, log), collector.timers, seconds)
+                for agent, batch, rate, one in zip(agents, batches, rates, followed, strict=True):
+                    metrics = agent.metrics(one.state, batch, rate, one.log)
+                    record_iteration(agent.logger, metrics, collector.timers, seconds)
                     agent.dump_logs(iteration)
             if on_iteration is not None:
                 on_iteration()
@@ -163,12 +164,6 @@ def _one_each(name: str, given: Sequence[Any] | None, number: int, default: Call
     if len(given) != number or len({id(one) for one in given}) < number:
         raise ValueError(f"{name}: expected one for each of {number} agents, got {len({id(one) for one in given})}")
     return given
-
-
-def _soundness(log: UpdateLog) -> dict[str, float]:
-    """What tells a recorder that an update went wrong."""
-    kl, norm = approximate_kl(log.rows[0].log_ratio), torch.stack(log.norms).max()
-    return dict(zip(("approx_kl", "grad_norm"), torch.stack((kl, norm)).tolist(), strict=True))
 
 
 def _worth_compiling(agents: Sequence[PPO]) -> bool:
