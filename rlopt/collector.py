@@ -339,7 +339,7 @@ class Collector:
             # Under next-step resets the observation of a finished episode is its last, and is not counted.
             observations = self._normalized(observations, playing & ~done if self.envs.resets_on_next_step else playing)
             if step.final_observations is not None:
-                step = step._replace(final_observations=self.observation_normalizer(step.final_observations))
+                step = step._replace(final_observations=self._normalized_rows(step.final_observations, step.final_rows))
         if self.reward_normalizer is not None:
             rewards = self.reward_normalizer(
                 rewards, self._everyone if valid is None else valid, step.terminated, step.truncated
@@ -387,6 +387,12 @@ class Collector:
             self.observation_normalizer.update(observations)
         elif counted.any():
             self.observation_normalizer.update(map_arrays(lambda array: array[counted], observations))
+        return self.observation_normalizer(observations)
+
+    def _normalized_rows(self, observations: ArrayTree, rows: Sequence[int] | Array) -> ArrayTree:
+        """Those of environments `rows` [F], with statistics as they are."""
+        del rows  # all have the same
+        assert self.observation_normalizer is not None
         return self.observation_normalizer(observations)
 
     def _check_shapes(self, observations: ArrayTree) -> None:

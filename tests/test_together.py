@@ -52,8 +52,9 @@ def assert_same(first: PPO, second: PPO, atol: float = 1e-6) -> None:
         {"normalize_advantage": False, "policy_kwargs": {"net_arch": [16], "activation_fn": torch.nn.ReLU}},
         {"policy_kwargs": {"activation_fn": torch.nn.ELU}},  # which has no form in NumPy
         {"bootstrap_truncation": False, "value_clip": "maximum", "clip_range_vf": 0.1},
+        {"normalize_observations": True, "normalize_rewards": True, "gamma": 0.9},
     ],
-    ids=["plain", "remainder", "schedules", "relu", "elu", "pessimistic"],
+    ids=["plain", "remainder", "schedules", "relu", "elu", "pessimistic", "normalised"],
 )
 @pytest.mark.filterwarnings("ignore:batch_size. a rollout of:UserWarning")
 def test_together_is_alone(more):
@@ -97,6 +98,22 @@ def test_compiled():
     learn_together(together, 128)
     for seed, agent in zip(SEEDS, together, strict=True):
         assert_same(agent, make(seed).learn(128), atol=1e-5)
+
+
+def test_normalisers_are_those_of_training_alone():
+    """Pendulum is truncated all the time, so that last observations are normalised too."""
+    more = {"normalize_observations": True, "normalize_rewards": True, "n_steps": 128, "batch_size": 128}
+    together = [make(seed, "Pendulum-v1", **more) for seed in SEEDS]
+    learn_together(together, 3 * 512)
+    for seed, agent in zip(SEEDS, together, strict=True):
+        alone = make(seed, "Pendulum-v1", **more).learn(3 * 512)
+        assert_same(agent, alone, atol=1e-5)
+        for name in ("observation_normalizer", "reward_normalizer"):
+            mine, theirs = getattr(agent, name).state(), getattr(alone, name).state()
+            assert mine.keys() == theirs.keys()
+            for key in mine:
+                np.testing.assert_allclose(mine[key], theirs[key], rtol=1e-5, atol=1e-6)
+        assert len(agent.ep_info_buffer) == 4
 
 
 def test_each_goes_on_alone_as_if_it_had_always_been():
@@ -255,8 +272,6 @@ def test_checkpoints_are_one_for_each(tmp_path):
         (lambda: [make(0), make(1, "Acrobot-v1")], "differ by more than their seed"),
         (lambda: [make(0, backend="sync"), make(1, backend="sync")], "not native"),
         (lambda: [make(s, lambda: gym.make("CartPole-v1"), backend="auto") for s in (0, 1)], "not native"),
-        (lambda: [make(s, normalize_observations=True) for s in (0, 1)], "normalize_observations has no batched form"),
-        (lambda: [make(s, normalize_rewards=True) for s in (0, 1)], "normalize_rewards has no batched form"),
         (lambda: [make(s, target_kl=0.1) for s in (0, 1)], "target_kl has no batched form"),
         (lambda: [make(s, memory="s2pg") for s in (0, 1)], "not vectors|memory has no"),
         (lambda: [make(s, policy_kwargs={"optimizer_class": torch.optim.SGD}) for s in (0, 1)], r"torch\.optim\.Adam"),

@@ -13,11 +13,13 @@ from rlopt.collector import Collector
 from rlopt.envs.base import EnvironmentFault, Info
 from rlopt.envs.finite_horizon import FiniteHorizonVectorEnv
 from rlopt.envs.gymnasium_vector import GymnasiumEnvironments
+from rlopt.envs.spaces import ArrayTree
 from rlopt.policies.distributions import draw_noise
 from rlopt.rollout import Rollout
 from rlopt.statistics import EpisodeStatistics
 from rlopt.together.acting import joint_actor
 from rlopt.together.environments import joined, parted
+from rlopt.together.normalizing import JointObservationNormalizer, JointRewardNormalizer
 
 
 class JointStatistics(EpisodeStatistics):
@@ -53,6 +55,10 @@ class JointCollector(Collector):
         self.rows = first.envs.num_envs  # N
         joint = GymnasiumEnvironments(joined([native(member) for member in self.members]))
         super().__init__(joint, first.policy, first.generator, JointStatistics(self.members), device=first.device)
+        seen = [member.observation_normalizer for member in self.members if member.observation_normalizer is not None]
+        paid = [member.reward_normalizer for member in self.members if member.reward_normalizer is not None]
+        self.observation_normalizer = cast("Any", JointObservationNormalizer(seen) if seen else None)
+        self.reward_normalizer = cast("Any", JointRewardNormalizer(paid) if paid else None)
         self.observations = np.concatenate([cast("Any", member.observations) for member in self.members])
 
     def rollouts(self, num_steps: int) -> list[Rollout]:
@@ -84,6 +90,10 @@ class JointCollector(Collector):
             member.observations = cast("Any", self.observations)[rows].copy()
             member.statistics.returns = self.statistics.returns[rows].copy()
             member.statistics.lengths = self.statistics.lengths[rows].copy()
+
+    def _normalized_rows(self, observations: ArrayTree, rows: Any) -> ArrayTree:
+        joint = cast("JointObservationNormalizer", self.observation_normalizer)
+        return joint.of(np.asarray(rows) // self.rows, cast("Any", observations))
 
     def _report(self, event: Any, valid: Any) -> None:
         for member in self.members:

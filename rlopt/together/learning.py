@@ -31,7 +31,7 @@ from rlopt.together.environments import why_not_joined
 
 # By a compiled step for all agents: not compiled, its batching costs more than its arithmetic.
 SECONDS_SAVED_BY_BATCH = 5e-3
-WITHOUT_BATCHED_FORM = ("normalize_observations", "normalize_rewards", "target_kl", "utility", "memory")
+WITHOUT_BATCHED_FORM = ("target_kl", "utility", "memory")
 
 
 def why_not_together(agents: Sequence[Agent]) -> str | None:
