@@ -223,6 +223,8 @@ def main() -> None:
     if unknown := set(chosen.parts) - set(PARTS):
         parser.error(f"unknown parts {sorted(unknown)}; there are {', '.join(PARTS)}")
     device = torch.device(chosen.device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(device)  # whose stream the events are on
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing was measured; `--device cpu --environments 64` tries the script on the CPU")
         return

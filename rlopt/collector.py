@@ -91,6 +91,8 @@ class Collector:
         device: torch.device | str = "cpu",
         seed: int | None = None,
     ):
+        if isinstance(envs, DeviceEnvironments):
+            envs.to(torch.device(device))
         self.envs = envs
         self.policy = policy
         self.generator = generator

@@ -62,7 +62,6 @@ def check_offered(
         )
 
 
-@torch.no_grad()
 def rollout_on_device(collector: Collector, envs: DeviceEnvironments, module: Any, num_steps: int) -> Rollout:
     """T steps of every environment, on the collector's device.
 
@@ -80,12 +79,12 @@ def rollout_on_device(collector: Collector, envs: DeviceEnvironments, module: An
         EnvironmentFault: an observation or reward that is not finite.
     """
     device = collector.device
-    envs.to(device)
     began = perf_counter()
     noise = draw_noise(envs.decoder.space, (num_steps, envs.num_envs), generator_on(device, collector.generator))
     buffers = _empty(envs, num_steps)
     assert collector.observations is not None
     _write(buffers.states, 0, map_tensors(collector.observations, device))
+    collector.observations = None  # an interrupt leaves environments where no observation is known
     _play(envs, module, noise, envs.draw_starts(num_steps), buffers)
     rows = (buffers.terminated | buffers.truncated).flatten().nonzero().squeeze(1)  # the host waits here
     collector.timers.stepping += perf_counter() - began
@@ -98,7 +97,8 @@ def rollout_on_device(collector: Collector, envs: DeviceEnvironments, module: An
     else:
         _show(collector, buffers, module.squash)
     states = map_observations(lambda x: x[:-1].flatten(0, 1), buffers.states)
-    log_probs = in_pieces(lambda s, a: module.actor(s).log_prob(a), states, buffers.actions.flatten(0, 1))
+    with torch.no_grad():
+        log_probs = in_pieces(lambda s, a: module.actor(s).log_prob(a), states, buffers.actions.flatten(0, 1))
     return Rollout(
         states=buffers.states,
         actions=buffers.actions,
@@ -112,6 +112,7 @@ def rollout_on_device(collector: Collector, envs: DeviceEnvironments, module: An
     )
 
 
+@torch.no_grad()
 def _play(envs: DeviceEnvironments, module: Any, noise: Tensor, starts: Tensor, buffers: Buffers) -> None:
     """The steps themselves: nothing here makes the host wait for the device."""
     for t in range(len(noise)):
@@ -175,6 +176,7 @@ def _show(collector: Collector, buffers: Buffers, squashed: bool) -> None:
     actions, rewards, terminated, truncated = (x.cpu().numpy() for x in buffers[2:])
     infos = no_infos(collector.envs.num_envs)
     try:
+        collector.observations = map_arrays(lambda x: x[0].copy(), states)
         for t in range(len(actions)):
             rows = (terminated[t] | truncated[t]).nonzero()[0]
             finals = map_arrays(lambda x, t=t, rows=rows: x[t][rows], last) if len(rows) else None  # type: ignore[misc]

@@ -47,7 +47,9 @@ class CudaGraphs:
             current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph):
+                # On this device's stream: torch's own for captures is that of the first device that captured anything. And
+                # within a context of our own, since a capture that fails does not leave torch's.
+                with torch.cuda.stream(aside), torch.cuda.graph(graph, stream=aside):
                     function()
             except RuntimeError as error:
                 warnings.warn(f"compile: the update runs without a CUDA graph, which torch refused: {error}", stacklevel=2)

@@ -257,13 +257,15 @@ def test_on_cuda_a_graph_is_captured_after_warming_up_aside(monkeypatch):
             calls.append("replay")
 
     class Inside:
-        def __init__(self, *arguments):
+        def __init__(self, *arguments, **more):
             self.name = type(arguments[0]).__name__
 
         def __enter__(self):
             calls.append(f"in {self.name}")
 
-        def __exit__(self, *error):
+        def __exit__(self, kind, *error):
+            if self.name == "Graph" and kind is not None:  # the end of a capture that failed fails too
+                raise RuntimeError("operation failed due to a previous error")
             calls.append(f"out of {self.name}")
 
     cuda = {"device": Inside, "stream": Inside, "graph": Inside, "Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph}
@@ -271,13 +273,23 @@ def test_on_cuda_a_graph_is_captured_after_warming_up_aside(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     CudaGraphs(torch.device("cuda"))(lambda: calls.append("once"))()
     aside = ["wait", "in Stream", *["once"] * WARM_UPS, "out of Stream", "wait"]
-    assert calls == ["in device", *aside, "in Graph", "once", "out of Graph", "out of device", "replay"]
+    assert calls == [
+        "in device",
+        *aside,
+        "in Stream",
+        "in Graph",
+        "once",
+        "out of Graph",
+        "out of Stream",
+        "out of device",
+        "replay",
+    ]
 
     def refusing():
         if calls[-1] == "in Graph":
             raise RuntimeError("operation not permitted")
         calls.append("plainly")
 
-    with pytest.warns(UserWarning, match="without a CUDA graph, which torch refused: operation not permitted"):
+    with pytest.warns(UserWarning, match="without a CUDA graph, which torch refused: operation failed"):
         CudaGraphs(torch.device("cuda"))(refusing)()
-    assert calls[-1] == "plainly"
+    assert calls[-3:] == ["out of Stream", "out of device", "plainly"]  # the stream of before is the current one again

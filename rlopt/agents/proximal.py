@@ -93,6 +93,18 @@ def rows_of(batch: Rows, index: Tensor | slice) -> Rows:
     return type(batch)(*(map_observations(lambda x: x[index], field) for field in batch))
 
 
+def padded(batch: Rows, size: int) -> Rows:
+    """The batch with at least `size` rows, zeros at its end: what is compiled for one size does not serve another.
+
+    Environments that reset on a step of its own leave a batch with as many rows fewer.
+    """
+
+    def longer(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros((size - len(x), *x.shape[1:]))]) if len(x) < size else x
+
+    return type(batch)(*(map_observations(longer, field) for field in batch))
+
+
 class ProximalAgent(Agent):
     """Arguments that every agent of this kind has.
 
@@ -392,7 +404,8 @@ class ProximalAgent(Agent):
         )
         kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
         limits = Limits(*(torch.full((), limit, device=self.device) for limit in (self.max_grad_norm, kl)))
-        yield from self._compiled_forms[form].steps(batch, rows, numbers, limits)
+        whole = padded(batch, self.n_steps * self.n_envs)
+        yield from self._compiled_forms[form].steps(whole, rows, numbers, limits)
 
     @cached_property
     def _compiled_forms(self) -> dict[Hashable, CompiledDescent | GraphedDescent]:

@@ -2,7 +2,9 @@
 
 import copy
 from functools import partial
+from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -202,3 +204,26 @@ def test_without_a_compiler_auto_is_eager_and_true_says_so(monkeypatch):
     assert not agent.compiled
     with pytest.raises(ValueError, match=r"compile: torch needs a C\+\+ compiler"):
         PPO("MlpPolicy", "CartPole-v1", compile=True, **SMALL).learn(160)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own modules
+def test_batches_of_changing_size_are_compiled_once():
+    """Environments that reset on a step of its own leave rollouts with as many rows fewer, another number every time."""
+
+    def trained(compile: bool) -> PPO:
+        envs = gym.make_vec("CartPole-v1", 4, vectorization_mode="sync")  # under NEXT_STEP, Gymnasium's default
+        agent = PPO("MlpPolicy", envs, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu", compile=compile)
+        sizes: set[int] = set()
+
+        def counted(*given: Any) -> Any:
+            batch = honest(*given)
+            sizes.add(len(batch.advantages))
+            return batch
+
+        honest, agent.advantages = agent.advantages, counted
+        with torch._dynamo.config.patch(recompile_limit=2):  # of eight otherwise
+            agent.learn(8 * 128)
+        assert len(sizes) > 2
+        return agent
+
+    torch.testing.assert_close(trained(True).state.theta, trained(False).state.theta, atol=1e-5, rtol=0)
