@@ -16,7 +16,8 @@ import torch
 from gymnasium import spaces
 
 from rlopt.agents.base import Agent
-from rlopt.agents.ppo import PPO
+from rlopt.agents.ppo import PPO, Rates
+from rlopt.agents.proximal import Batch
 from rlopt.arguments import check_number
 from rlopt.checkpoints import Checkpoints, NoCheckpoints
 from rlopt.compiled_descent import SECONDS_OF_COMPILING, has_no_pure_step
@@ -26,7 +27,7 @@ from rlopt.envs.gymnasium_vector import GymnasiumEnvironments
 from rlopt.flight_recorder import FlightRecorder, NoRecorder
 from rlopt.logging import add_first_page, record_iteration
 from rlopt.together.collecting import JointCollector, native
-from rlopt.together.descent import JointDescent
+from rlopt.together.descent import Followed, JointDescent
 from rlopt.together.environments import why_not_joined
 
 # By a compiled step for all agents: not compiled, its batching costs more than its arithmetic.
@@ -116,26 +117,12 @@ def learn_together(
         while first.num_timesteps < first._total_timesteps:
             collector.timers.reset()
             began = time.perf_counter()
-            for agent, _, recorder in everyone:
-                recorder.update_begins(agent)
-            progress = first._current_progress_remaining
-            rollouts = collector.rollouts(first.n_steps)
-            if first.schedule_from == "rollout_end":
-                progress = first._current_progress_remaining
-            rates = [agent.rates(progress) for agent in agents]
-            batches = [agent.advantages(agent.state.theta, rollout) for agent, rollout in zip(agents, rollouts, strict=True)]
-            followed = descent.update(batches, rates)
+            learned = _iterate(agents, watching, collector, descent)
             iteration += 1
-            collector.part()
-            pairs = list(zip(everyone, followed, strict=True))
-            accepted = [recorder.accepts(agent, one.state, one.soundness) for (agent, _, recorder), one in pairs]
-            for agent, sound, one in zip(agents, accepted, followed, strict=True):
-                if sound:
-                    agent._adopt(one.state)
             if log_interval is not None and iteration % log_interval == 0:
                 seconds = time.perf_counter() - began
-                for agent, batch, rate, one in zip(agents, batches, rates, followed, strict=True):
-                    metrics = agent.metrics(one.state, batch, rate, one.log)
+                for agent, batch, rates, following in learned:
+                    metrics = agent.metrics(following.state, batch, rates, following.log)
                     record_iteration(agent.logger, metrics, collector.timers, seconds)
                     agent.dump_logs(iteration)
             if on_iteration is not None:
@@ -145,6 +132,29 @@ def learn_together(
                 break
         for agent, run, _ in everyone:
             run.training_ended(agent, None, iteration)
+
+
+def _iterate(
+    agents: Sequence[PPO], recorders: Sequence[FlightRecorder], collector: JointCollector, descent: JointDescent
+) -> list[tuple[PPO, Batch, Rates, Followed]]:
+    """One iteration of all: rollouts, advantages, minibatch descent; what each was made of and came to."""
+    first = agents[0]
+    for agent, recorder in zip(agents, recorders, strict=True):
+        recorder.update_begins(agent)
+    progress = first._current_progress_remaining
+    rollouts = collector.rollouts(first.n_steps)
+    if first.schedule_from == "rollout_end":
+        progress = first._current_progress_remaining
+    rates = [agent.rates(progress) for agent in agents]
+    batches = [agent.advantages(agent.state.theta, rollout) for agent, rollout in zip(agents, rollouts, strict=True)]
+    followed = descent.update(batches, rates)
+    collector.part()
+    watched = zip(agents, recorders, followed, strict=True)
+    accepted = [recorder.accepts(agent, following.state, following.soundness) for agent, recorder, following in watched]
+    for agent, sound, following in zip(agents, accepted, followed, strict=True):
+        if sound:
+            agent._adopt(following.state)
+    return list(zip(agents, batches, rates, followed, strict=True))
 
 
 def _check_together(agents: Sequence[Agent], what: str) -> None:
