@@ -255,7 +255,7 @@ def test_policies_suit_their_observations() -> None:
 def test_atari_games_are_preprocessed() -> None:
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    envs = training_envs("ALE/Pong-v5", 1, "auto", 0, {})
+    envs = training_envs("ALE/Pong-v5", 1, "sync", 0, {})
     assert envs.encoder.space.shape == (4, 84, 84)
     assert suitable_policy(envs.encoder.space) == "CnnPolicy"
     assert envs.monitored

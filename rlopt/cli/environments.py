@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
+from rlopt.envs.atari import OPTIONS
 from rlopt.envs.base import Environments
 from rlopt.envs.frame_stack import FrameStack
 from rlopt.envs.preferences import Preferences
@@ -88,6 +89,8 @@ def training_envs(
                 raise ValueError(f"frame_stack: {env} is preprocessed and shows {FRAMES} frames already; leave it at 1")
             if show_state:
                 raise ValueError(f"show_state: {env} is preprocessed and does not tell its state; leave it out")
+            if backend not in ("sync", "async") and (backend != "auto" or set(env_kwargs) <= set(OPTIONS)):
+                return make_envs(env, num_envs, "native" if backend == "auto" else backend, seed, env_kwargs)
             return _atari(env, num_envs, backend, seed, env_kwargs)
         if show_state:
             envs = _showing_state(env, num_envs, backend, env_kwargs)
@@ -154,7 +157,7 @@ def _showing_state(env: str, num_envs: int, backend: Backend, env_kwargs: dict[s
 
 
 def _atari(env: str, num_envs: int, backend: Backend, seed: int | None, env_kwargs: dict[str, Any]) -> Environments:
-    """`AtariWrapper`, `Monitor` around the game itself, four stacked frames."""
+    """Single games in Stable-Baselines3's wrappers: `AtariWrapper`, `Monitor` around the game itself, four stacked frames."""
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 

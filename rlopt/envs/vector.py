@@ -13,6 +13,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlopt.arguments import check_choice, check_number, did_you_mean
+from rlopt.envs.atari import OPTIONS, AtariEnvironments
 from rlopt.envs.base import Environments, OnError, fresh_seed
 from rlopt.envs.calibration import processes_are_safe, processes_pay, seconds_per_step
 from rlopt.envs.classic_control import TASKS, ClassicControlVectorEnv
@@ -83,7 +84,8 @@ def make_envs(
         env: an id ("CartPole-v1"), a `gym.Env`, a callable that makes one, a list of such callables, a Gymnasium
             `VectorEnv` in any autoreset mode, an SB3 `VecEnv`, an EnvPool environment, or `Environments`.
         num_envs: how many to run side by side, for an id or one callable; ignored where `env` brings its own number.
-        backend: "native" is one object for all copies: rlopt's own of the classic-control tasks, and what is registered as
+        backend: "native" is one object for all copies: rlopt's own of the classic-control tasks, ALE's of Atari games (as
+            DeepMind prepared them, where single ones show raw frames: "auto" does not take it), and what is registered as
             vector implementation of other ids; "threads" simulates all copies of a MuJoCo task on threads, and follows the
             single environments to the bit; "sync" steps single environments in this process, "async" in worker processes,
             "torch" keeps the classic-control tasks in tensors, so that rollouts never leave the agent's device (made for GPUs
@@ -160,6 +162,8 @@ def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwa
         on_device = TorchClassicControl(env_id, num_envs)
         on_device.backend_choice = "torch"
         return on_device
+    if backend == "native" and _is_atari(spec) and set(kwargs) <= set(OPTIONS):
+        return _atari(spec, env_id, num_envs, kwargs)
     if backend != "auto" or num_envs > 1:
         vector = _on_threads(spec, kwargs, backend) or _native(spec, kwargs, backend)
         if vector is not None:
@@ -167,7 +171,8 @@ def _from_id(env_id: str, num_envs: int, backend: Backend, seed: int | None, kwa
             envs.one_by_one = partial(_from_factories, factories, "sync", env_id) if backend == "auto" else None
             return envs
     if backend != "auto":
-        given = " with these env_kwargs" if kwargs and env_id in (MUJOCO_TASKS if backend == "threads" else TASKS) else ""
+        has_one = env_id in (MUJOCO_TASKS if backend == "threads" else TASKS) or (backend == "native" and _is_atari(spec))
+        given = " with these env_kwargs" if kwargs and has_one else ""
         raise ValueError(f"backend: {env_id} has no {IMPLEMENTATION[backend]}{given}; use 'sync' or 'async'")
     return _one_by_one(factories, env_id, spec)
 
@@ -178,9 +183,19 @@ def _native(spec: Any, kwargs: dict[str, Any], backend: Backend) -> Callable[[in
         return None
     if _is_classic_control(spec, kwargs):
         return partial(ClassicControlVectorEnv, spec.id)
-    if spec.vector_entry_point is None:
+    if spec.vector_entry_point is None or _is_atari(spec):
         return None
     return lambda num_envs: gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+
+
+def _is_atari(spec: Any) -> bool:
+    """Whether an id is ALE's, whose vector form is another task than its single one: prepared, not raw, frames."""
+    return str(spec.entry_point).startswith("ale_py.")
+
+
+def _atari(spec: Any, env_id: str, num_envs: int, kwargs: dict[str, Any]) -> AtariEnvironments:
+    options = {name: value for name, value in {**spec.kwargs, **kwargs}.items() if name in OPTIONS}
+    return AtariEnvironments(spec.kwargs["game"], num_envs, env_id, **options)
 
 
 def _is_classic_control(spec: Any, kwargs: dict[str, Any]) -> bool:

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -34,6 +33,7 @@ from rlopt.envs.memory import MEMORY, OBSERVATION, PREVIOUS_ACTION, MemoryAction
 from rlopt.policies.actor_critic import ActionDistribution, ActorCritic, distribution_from, make_policy, policy_class
 from rlopt.policies.distributions import DiagonalGaussian, noise_size
 from rlopt.policies.kernels import KERNELS, CellName
+from rlopt.policies.preprocessing import preprocessed
 from rlopt.rollout import Observations, in_pieces
 
 MemoryName = Literal["s2pg"]
@@ -174,7 +174,7 @@ class MemoryPolicy(ActorCriticPolicy):
         part: Any = (
             {key: observations[key] for key in space.spaces} if isinstance(space, spaces.Dict) else observations[OBSERVATION]
         )
-        return extractor(preprocess_obs(part, space, normalize_images=self.normalize_images))
+        return extractor(preprocessed(part, space, self.normalize_images))
 
 
 class StatefulPolicy(MemoryPolicy):
