@@ -28,7 +28,7 @@ SECONDS_SAVED = 4e-4  # by a compiled step
 SECONDS_OF_COMPILING = 20.0
 MAX_PARAMETERS = 200_000  # above, arithmetic decides, which compiling leaves as it is
 
-NEW_ENOUGH = hasattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe") and (
+NEW_ENOUGH = hasattr(torch.compiler, "skip_all_guards_unsafe") and (
     "isolate_recompiles" in inspect.signature(torch.compile).parameters
 )
 
@@ -108,12 +108,31 @@ class MinibatchStep:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A pure function of tensors as one of native code, for every size of its arguments."""
-    # The module never changes; asking at every call whether it did would cost as much as a layer. Nothing compiled is
-    # shared with other agents, whose losses and activations may differ behind the guards that are left out.
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    more: Any = {"isolate_recompiles": True}
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options, **more)
+    """A pure function of tensors as one of native code, one for each form of its arguments.
+
+    torch would ask at every call whether anything is different from when it compiled, which takes as long as the arithmetic.
+    What may be different is known here: the shapes and types of arguments. The rest must not change.
+    """
+    # Isolated: nothing compiled is shared with other agents, whose losses and activations may differ.
+    more: Any = {"isolate_recompiles": True, "options": {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}}
+    forms: dict[Any, Callable[..., Any]] = {}
+
+    def call(*arguments: Any) -> Any:
+        form = _form(arguments)
+        if form not in forms:
+            forms[form] = torch.compile(function, fullgraph=True, dynamic=False, **more)
+        return forms[form](*arguments)
+
+    return call
+
+
+def _form(argument: Any) -> Any:
+    """What compiled code depends on of tensors in tuples, dictionaries and None."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype
+    if isinstance(argument, dict):
+        return tuple((key, _form(value)) for key, value in argument.items())
+    return None if argument is None else tuple(map(_form, argument))
 
 
 class CompiledDescent:

@@ -144,6 +144,7 @@ class ProximalAgent(Agent):
 
     state: ProximalState
     bootstrap_truncation = True
+    as_one_function = False  # whether steps of descent are: compiled, captured, or both. Decided for every update
 
     def __init__(
         self,
@@ -251,7 +252,7 @@ class ProximalAgent(Agent):
 
     def minibatches(self, batch: Rows, order: Tensor) -> Iterator[Rows]:
         """The batch in this order, cut up; the last minibatch may be smaller."""
-        for rows in order.split(GATHERED * int(self.batch_size)):
+        for rows in order.split(GATHERED * int(self.batch_size)) if len(order) else ():
             gathered = rows_of(batch, rows)
             for start in range(0, len(rows), self.batch_size):
                 yield rows_of(gathered, slice(start, start + self.batch_size))
@@ -336,11 +337,6 @@ class ProximalAgent(Agent):
         return predicted_saving(num_steps, len(self.state.theta))
 
     @property
-    def as_one_function(self) -> bool:
-        """Whether a step of descent is one function: compiled, captured, or both."""
-        return self.compiled or self.captured
-
-    @property
     def captured(self) -> bool:
         """Whether steps of descent are captured as a CUDA graph, which `compile=False` forbids."""
         if self.capture is None or self.compile is False or not self.modules_known or self.policy.squash_output:
@@ -414,6 +410,7 @@ class ProximalAgent(Agent):
     def begin_descent(self, state: ProximalState, learning_rate: float) -> None:
         """Let `descent` start at the state, which is not written to."""
         self.descent.begin(state.theta, state.moments, learning_rate, [p.requires_grad for p in self.policy.parameters()])
+        self.as_one_function = self.compiled or self.captured  # looks at every parameter: not for every epoch
 
     def descended(self, state: ProximalState, num_epochs: int) -> ProximalState:
         """The state that `descent` came to from another in this many epochs."""
