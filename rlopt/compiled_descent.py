@@ -24,8 +24,8 @@ Compile = Literal["auto"] | bool
 
 # With 64 x 64 networks, minibatches of 64 to 1,024 rows and two slow cores. The prediction is made of constants, not of the
 # clock: whether a training is compiled must not depend on how busy a machine is, because the two paths round differently.
-SECONDS_SAVED = 4e-4  # by a compiled step
-SECONDS_OF_COMPILING = 20.0
+SECONDS_SAVED = 1.5e-3  # by a compiled step
+SECONDS_OF_COMPILING = 25.0
 MAX_PARAMETERS = 200_000  # above, arithmetic decides, which compiling leaves as it is
 
 NEW_ENOUGH = hasattr(torch.compiler, "skip_all_guards_unsafe") and (
@@ -113,8 +113,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     torch would ask at every call whether anything is different from when it compiled, which takes as long as the arithmetic.
     What may be different is known here: the shapes and types of arguments. The rest must not change.
     """
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    # Before it compiles, torch would try the instructions that the CPU says it has, in programs and processes of their own: a
+    # third of the time. AMX is still tried, since older compilers do not know it.
+    known: Any = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not known.get("amx_tile", True):
+        options["cpp.vec_isa_ok"] = True
     # Isolated: nothing compiled is shared with other agents, whose losses and activations may differ.
-    more: Any = {"isolate_recompiles": True, "options": {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}}
+    more: Any = {"isolate_recompiles": True, "options": options}
     forms: dict[Any, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
@@ -222,11 +228,14 @@ def has_no_pure_step(descent: Descent) -> str | None:
 
 def cannot_compile(descent: Descent) -> str | None:
     """Why steps of this descent cannot be compiled here, or None."""
-    if (reason := has_no_pure_step(descent)) is not None:
-        return reason
+    return has_no_pure_step(descent) or no_compiler(descent.theta().device)
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Why nothing can be compiled for a device here, or None."""
     if not NEW_ENOUGH:
         return f"torch {torch.__version__} is too old to compile the update"
-    if descent.theta().is_cuda and importlib.util.find_spec("triton") is None:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch needs Triton to compile for a GPU, and it was not found"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
         return "torch needs a C++ compiler to compile, and none was found"

@@ -14,13 +14,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlopt.agents.base import Agent
-from rlopt.arguments import check_choice, check_number
+from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
+from rlopt.compiled_descent import no_compiler
 from rlopt.envs.vector import Backend, can_be_copied
 from rlopt.estimators import (
     BASELINES,
     Baseline,
     BaselineName,
+    Estimators,
     Policy,
     RewardToGo,
     Weighting,
@@ -28,7 +30,6 @@ from rlopt.estimators import (
     effective_sample_size,
     half_batch_noise,
     log_ratio,
-    policy_gradient,
     returns_to_go,
     reward_to_go,
     signal_to_noise,
@@ -103,6 +104,8 @@ class EpisodicAgent(Agent):
         carry_reward_returns: the running return of reward normalisation goes on over episode ends.
         memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
         memory_size: units of its recurrent kernel.
+        compile: make native code of gradients and Hessian-vector products. It takes half a minute, and as long again for
+            products, which some 10,000 gradients, or 5,000 products, have to save.
     """
 
     layout: Layout = episodic_layout()
@@ -135,12 +138,14 @@ class EpisodicAgent(Agent):
         carry_reward_returns: bool = False,
         memory: MemoryName | None = None,
         memory_size: int = 16,
+        compile: bool = False,
     ):
         check_number("num_episodes", num_episodes, positive=True, whole=True)
         self.num_episodes = int(num_episodes)
         self.gamma = gamma
         self.baseline = baseline
         self.horizon = horizon
+        self.compile = compile
         self._check_common()
         if n_envs is None:
             n_envs = num_episodes if env is None or can_be_copied(env) else 1
@@ -279,6 +284,13 @@ class EpisodicAgent(Agent):
         """(θ, observations, actions) -> log π_θ(a | s)."""
         return Functional(ActionLogProb(as_actor_critic(self.policy)))
 
+    @cached_property
+    def estimators(self) -> Estimators:
+        """The gradients and Hessian-vector products of `log_policy`."""
+        if self.compile and (reason := no_compiler(self.device)) is not None:
+            raise ValueError(f"compile: {reason}; use compile=False")
+        return Estimators(self.log_policy, native=self.compile)
+
     def _of_memory(self, direction: Tensor) -> Tensor:
         """The entries of a direction [d] for what lies between the features and the next memory."""
         parts = (".encoder.", ".kernel.", ".memory_log_excess")
@@ -292,7 +304,7 @@ class EpisodicAgent(Agent):
         return BASELINES[self.baseline]
 
     def _policy_gradient(self, theta: Tensor, batch: Batch) -> Tensor:
-        return policy_gradient(self.log_policy, theta, batch.rollout, batch.psi)
+        return self.estimators.gradient(theta, batch.rollout, batch.psi)
 
     def _step_size(self, iteration: int) -> float:
         """α_t."""
@@ -308,6 +320,7 @@ class EpisodicAgent(Agent):
 
     def _check_common(self) -> None:
         check_number("gamma", self.gamma, at_least=0, at_most=1)
+        check_flag("compile", self.compile)
         check_choice("baseline", self.baseline, get_args(BaselineName))
         if self.horizon is not None:
             check_number("horizon", self.horizon, positive=True, whole=True)

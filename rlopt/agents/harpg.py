@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlopt.agents.episodic import EpisodicAgent, EpisodicState
 from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
-from rlopt.estimators import Weighting, hessian_vector_product
+from rlopt.estimators import Weighting
 from rlopt.logging import BOUND, CORRECTION, HESSIAN, Metrics, episodic_layout
 from rlopt.presets import with_preset
 from rlopt.schedules import IterationScheduleLike
@@ -115,7 +115,7 @@ class HARPG(EpisodicAgent):
             point = torch.lerp(state.previous, state.theta, q)
             batch = self.batch(collector, point, state, size, stream="hessian")
             psi = batch.weighted(WEIGHTING[self.hvp]).psi
-            total += hessian_vector_product(self.log_policy, point, batch.rollout, psi, vector)
+            total += self.estimators.product(point, batch.rollout, psi, vector)
         return total / self.num_points, size * self.num_points
 
     def _fractions(self, iteration: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Pure functions of tensors: returns, gradients, losses, diagnostics. Nothing here knows environments or agents."""
 
 from rlopt.estimators.baselines import BASELINES, Baseline, BaselineName, returns_to_go
+from rlopt.estimators.compiled import Estimators
 from rlopt.estimators.diagnostics import (
     approximate_kl,
     clip_fraction,
@@ -61,6 +62,7 @@ __all__ = [
     "BASELINES",
     "Baseline",
     "BaselineName",
+    "Estimators",
     "Policy",
     "Psi",
     "RewardToGo",

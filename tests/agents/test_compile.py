@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from rlopt import PPO, REBEL, S2PG, RecurrentPPO, compiled_descent
+from rlopt import HARPG, NPGIGT, PPO, REBEL, S2PG, RecurrentPPO, compiled_descent
 
 SMALL = {"n_envs": 4, "n_steps": 40, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}  # 160 rows, 5 minibatches
 
@@ -227,3 +227,40 @@ def test_batches_of_changing_size_are_compiled_once():
         return agent
 
     torch.testing.assert_close(trained(True).state.theta, trained(False).state.theta, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.skipif(compiled_descent.no_compiler(torch.device("cpu")) is not None, reason="nothing compiles here")
+def test_native_code_is_made_for_each_form_of_the_arguments():
+    """Without torch's guards, code for three rows would read three rows of five."""
+    double = compiled_descent.compiled(lambda x, more: x * 2 + more[0])
+    for size in (3, 5, 3):
+        for dtype in (torch.float32, torch.float64):
+            x, one = torch.arange(size, dtype=dtype), torch.ones(size, dtype=dtype)
+            assert torch.equal(double(x, (one,)), 2 * x + 1)
+    wide = torch.arange(6.0).view(3, 2)
+    for x in (wide, wide.T.contiguous().T):
+        assert torch.equal(double(x, (wide,)), 3 * x if x is wide else 2 * x + wide)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("native", ["traced", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("agent", "env", "more"),
+    [
+        (NPGIGT, "CartPole-v1", {"horizon": 30}),
+        (HARPG, "CartPole-v1", {}),  # episodes of many lengths
+        pytest.param(HARPG, "Pendulum-v1", {"horizon": 20}, marks=pytest.mark.slow),
+        pytest.param(NPGIGT, "CartPoleNoVel-v1", {"memory": "s2pg", "memory_size": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_estimators_learn_what_eager_ones_learn(monkeypatch, agent, env, more, native):
+    if native == "traced":
+        real = torch.compile
+        monkeypatch.setattr(
+            torch, "compile", lambda f, **how: real(f, backend="aot_eager", dynamic=how["dynamic"], fullgraph=True)
+        )
+    torch._dynamo.reset()
+    settings = {"num_episodes": 5, "seed": 3, "device": "cpu", "policy_kwargs": {"net_arch": [8]}, **more}
+    thetas = [agent("MlpPolicy", env, **settings, compile=compile).learn(400).state.theta for compile in (True, False)]
+    torch.testing.assert_close(*thetas, rtol=1e-5, atol=1e-5)
