@@ -1,7 +1,9 @@
 """What a Hessian-vector product costs beside a gradient, and what an iteration holds in memory as the network grows.
 
-Gradients and products alternate on the same episodes; the ratio is of medians. Memory is that of the state, the only tensors
-that live from one iteration to the next, in vectors of the size of θ. Written to benchmarks/results/cost.json.
+Gradients and products alternate on the same episodes, with their compiled forms (`compile=True`) for the widths of `COMPILED`;
+the ratio is of medians. The seconds of compiling are those of the first calls, with whatever torch had cached. Memory is that of
+the state, the only tensors that live from one iteration to the next, in vectors of the size of θ. Written to
+benchmarks/results/cost.json.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,11 @@ import torch
 from torch import Tensor
 
 from rlopt import HARPG
-from rlopt.estimators import hessian_vector_product, policy_gradient
+from rlopt.estimators import Estimators
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 WIDTHS = (32, 64, 128, 256)
+COMPILED = (64,)
 
 
 def seconds(function: Callable[[], Tensor]) -> float:
@@ -38,21 +42,27 @@ def measure(width: int, repetitions: int) -> dict[str, Any]:
     state, _ = agent.step(agent.state, agent.collector)
     batch = agent.batch(agent.collector, state.theta, state, 50)
     vector = torch.randn_like(state.theta)
-    gradients, products = [], []
+    given = state.theta, batch.rollout, batch.psi
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for kind in ("", "compiled_") if width in COMPILED else ("",):
+        estimators = Estimators(agent.log_policy, native=bool(kind))
+        calls[f"{kind}gradient"] = partial(estimators.gradient, *given)
+        calls[f"{kind}product"] = partial(estimators.product, *given, vector)
+    first = {name: seconds(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repetitions + 3):
-        gradients.append(seconds(lambda: policy_gradient(agent.log_policy, state.theta, batch.rollout, batch.psi)))
-        products.append(
-            seconds(lambda: hessian_vector_product(agent.log_policy, state.theta, batch.rollout, batch.psi, vector))
-        )
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    medians = {name: statistics.median(values[3:]) for name, values in times.items()}
     size = state.theta.numel()
     held = sum(field.numel() for field in state if isinstance(field, Tensor))
     return {
         "width": width,
         "parameters": size,
         "steps": batch.rollout.num_valid,
-        "gradient_ms": 1e3 * statistics.median(gradients[3:]),
-        "product_ms": 1e3 * statistics.median(products[3:]),
-        "ratio": statistics.median(products[3:]) / statistics.median(gradients[3:]),
+        **{f"{name}_ms": 1e3 * median for name, median in medians.items()},
+        **{f"{name}_first_s": taken for name, taken in first.items() if name.startswith("compiled")},
+        "ratio": medians["product"] / medians["gradient"],
         "state_vectors": held / size,
     }
 
@@ -69,6 +79,16 @@ def main() -> None:
     for r in rows:
         times = f"{r['gradient_ms']:.1f} ms | {r['product_ms']:.1f} ms | {r['ratio']:.2f}"
         print(f"| {r['width']}² | {r['parameters']:,} | {r['steps']:,} | {times} | {r['state_vectors']:.3f} |")
+    for r in rows:
+        if r["width"] in COMPILED:
+            for name in ("gradient", "product"):
+                eager, native, first = r[f"{name}_ms"], r[f"compiled_{name}_ms"], r[f"compiled_{name}_first_s"]
+                calls = 1e3 * first / (eager - native)
+                print(
+                    f"{r['width']}², {name}: {eager:.1f} ms, compiled {native:.1f} ms ({eager / native:.1f} times as fast) ",
+                    end="",
+                )
+                print(f"after {first:.0f} s, which {calls:,.0f} calls repay")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=1))
 

@@ -195,6 +195,8 @@ class Agent(ABC):
         self.environments = environments
         self.env = as_vec_env(environments, self._forget_observations)
         self.n_envs = environments.num_envs
+        if self.verbose and environments.backend_choice is not None:
+            print(f"{self.n_envs} x {environments.name}: {environments.backend_choice}")
         self.statistics.monitored = environments.monitored
         self.statistics.begin(self.n_envs)
         if self.normalize_rewards:
