@@ -1,7 +1,7 @@
 """What a Hessian-vector product costs beside a gradient, and what an iteration holds in memory as the network grows.
 
 Gradients and products alternate on the same episodes, with their compiled forms (`compile=True`) for the widths of `COMPILED`;
-the ratio is of medians. The seconds of compiling are those of the first calls, with whatever torch had cached. Memory is that of
+the ratio is of medians. Compiling takes the seconds of the first calls, with whatever torch had cached. Memory is that of
 the state, the only tensors that live from one iteration to the next, in vectors of the size of θ. Written to
 benchmarks/results/cost.json.
 """
