@@ -195,7 +195,7 @@ def compared(results: list[dict[str, Any]], axis: Any) -> None:
     axis.set(xlim=(0, tokens[-1]))
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.legend(fontsize=8, loc="upper left")
+        axis.legend(fontsize=7, loc="lower right", ncols=2)
 
 
 def checked(results: list[dict[str, Any]], axis: Any) -> None:
