@@ -29,6 +29,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "recurrent-256": {"env": "CartPoleNoVel-v1", "n_envs": 8},
 }
 CORES = {"halfcheetah-16": 2, "pong-8": 2}  # else 1
+USABLE = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 MLP = ("sb3", "rlopt", "script", "sbx")
 LIBRARIES = {
     **dict.fromkeys(("cartpole-8", "cartpole-64", "halfcheetah-1"), MLP),
@@ -152,8 +154,7 @@ def made(library: str, env_id: str, n_envs: int, arguments: dict[str, Any]) -> t
 
 def work(pipe: Any, library: str, name: str, cores: int) -> None:
     """A process: trains while it is asked to, by a number of seconds, and answers what it did in these."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+    pin(cores)
     state = {"began": 0.0, "steps": 0, "seconds": 0.0, "iterations": 0}
 
     def begin() -> bool:
@@ -220,20 +221,20 @@ def ask(worker: tuple[Any, Any], seconds: float) -> dict[str, Any]:
 def whole(name: str, pairs: int) -> list[dict[str, Any]]:
     """Seconds of whole trainings, Stable-Baselines3 and rlopt in turn, A B B A."""
     records = []
-    cores = sorted(os.sched_getaffinity(0))[-CORES.get(name, 1) :]
     for number in range(pairs):
         libraries = (base_of(name), ours_of(name))
         taken = {}
         for library in libraries if number % 2 == 0 else reversed(libraries):
-            began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, __file__, "--train", library, name],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=lambda: os.sched_setaffinity(0, set(cores)),
-            )
-            taken[library] = round(time.perf_counter() - began, 2)
+            with tempfile.TemporaryDirectory() as cache:  # of what torch compiled: nothing yet
+                began = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, __file__, "--train", library, name],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache},
+                    preexec_fn=lambda: pin(CORES.get(name, 1)),
+                )
+                taken[library] = round(time.perf_counter() - began, 2)
         records.append({"what": "whole", "configuration": name, "steps": WHOLE[name], "seconds": taken})
         print(f"{name} pair {number + 1}/{pairs}: {taken}", file=sys.stderr, flush=True)
     return records
@@ -243,9 +244,16 @@ def limits(name: str) -> list[dict[str, Any]]:
     """The physical limit, on as many cores as the libraries had."""
     from speed_limit import limit
 
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES.get(name, 1) :])
+    pin(CORES.get(name, 1))
     measured = limit(CONFIGURATIONS[name], CORES.get(name, 1))
+    pin(len(USABLE))
     return [] if measured is None else [{"what": "limit", "configuration": name, **measured}]
+
+
+def pin(cores: int) -> None:
+    """Run on the last so many of the cores that there were at the beginning."""
+    if USABLE:
+        os.sched_setaffinity(0, USABLE[-cores:])
 
 
 def base_of(name: str) -> str:
@@ -307,7 +315,7 @@ def summary(results: list[dict[str, Any]]) -> None:
     print("\n| beside SB3 with one thread | " + " | ".join(NAMES.values()) + " |")
     print("|---|" + "---|" * len(NAMES))
     for name, values in bars.items():
-        if any(k in values for k in NAMES):
+        if base_of(name) == "sb3":
             cells = [f"{values[k][0]:.2f} [{values[k][1]:.2f}, {values[k][2]:.2f}]" if k in values else "–" for k in NAMES]
             print(f"| {name} | " + " | ".join(cells) + " |")
     print("\n| whole training | steps | SB3 s | rlopt s | SB3 / rlopt | target |")
@@ -384,7 +392,8 @@ def main() -> None:
             with arguments.out.open("a") as file:
                 file.writelines(json.dumps({**record, **run}) + "\n" for record in records)
     if arguments.command in ("all", "summary"):
-        summary([json.loads(line) for line in arguments.out.read_text().splitlines()])
+        lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+        summary([json.loads(line) for line in lines])
 
 
 if __name__ == "__main__":

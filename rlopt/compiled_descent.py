@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -111,7 +112,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A pure function of tensors as one of native code, one for each form of its arguments.
 
     torch would ask at every call whether anything is different from when it compiled, which takes as long as the arithmetic.
-    What may be different is known here: the shapes and types of arguments. The rest must not change.
+    What may be different is known here: the shapes and types of arguments. The rest must not change, such as attributes of
+    objects that the function reads, and which arguments are the same tensor.
+
+    Where torch fails to compile a form, a warning says why, and the function is called as it is.
     """
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     # Before it compiles, torch would try the instructions that the CPU says it has, in programs and processes of their own: a
@@ -123,11 +127,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     more: Any = {"isolate_recompiles": True, "options": options}
     forms: dict[Any, Callable[..., Any]] = {}
 
+    def first(form: Any, arguments: Any) -> Any:
+        from torch._dynamo.exc import TorchDynamoException  # an import of seconds
+
+        native = torch.compile(function, fullgraph=True, dynamic=False, **more)
+        try:
+            result, forms[form] = native(*arguments), native
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"compile: the update is not compiled, because torch failed: {reason}", stacklevel=2)
+            result, forms[form] = function(*arguments), function
+        return result
+
     def call(*arguments: Any) -> Any:
         form = _form(arguments)
-        if form not in forms:
-            forms[form] = torch.compile(function, fullgraph=True, dynamic=False, **more)
-        return forms[form](*arguments)
+        return forms[form](*arguments) if form in forms else first(form, arguments)
 
     return call
 
@@ -135,7 +149,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _form(argument: Any) -> Any:
     """What compiled code depends on of tensors in tuples, dictionaries and None."""
     if isinstance(argument, Tensor):
-        return argument.shape, argument.stride(), argument.dtype
+        return argument.shape, argument.stride(), argument.dtype, argument.device
     if isinstance(argument, dict):
         return tuple((key, _form(value)) for key, value in argument.items())
     return None if argument is None else tuple(map(_form, argument))
@@ -228,6 +242,8 @@ def has_no_pure_step(descent: Descent) -> str | None:
 
 def cannot_compile(descent: Descent) -> str | None:
     """Why steps of this descent cannot be compiled here, or None."""
+    if any(isinstance(part, nn.modules.conv._ConvNd) for part in descent.module.modules()):
+        return "convolutions are not compiled"
     return has_no_pure_step(descent) or no_compiler(descent.theta().device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class Descent:
     """
 
     def __init__(self, policy: Functional, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: dict[str, Any]):
+        self._made_with = optimizer_class, optimizer_kwargs
         self.policy = Functional(policy.module)
         self._theta = self.policy.init()
         self._gradient = torch.zeros_like(self._theta)
@@ -62,6 +64,12 @@ class Descent:
                 self.module.get_parameter(name).grad = view
             parameters = [leaf] if optimizer_class in ELEMENTWISE else self._parameters
             self.optimizer = TorchOptimizer(optimizer_class(parameters, **{"lr": 0.0, **optimizer_kwargs}))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Descent:
+        """Bound to a leaf of its own, which a copy of the tensors one by one would not be."""
+        copied = Descent(copy.deepcopy(self.policy, memo), *copy.deepcopy(self._made_with, memo))
+        copied.begin(self._theta, self.optimizer.moments(), 0.0, [p.requires_grad for p in self._parameters])
+        return copied
 
     def begin(self, theta: Tensor, moments: Moments, learning_rate: float, trained: Sequence[bool] | None = None) -> None:
         """Start from these values.

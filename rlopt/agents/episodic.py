@@ -284,12 +284,16 @@ class EpisodicAgent(Agent):
         """(θ, observations, actions) -> log π_θ(a | s)."""
         return Functional(ActionLogProb(as_actor_critic(self.policy)))
 
-    @cached_property
+    @property
     def estimators(self) -> Estimators:
         """The gradients and Hessian-vector products of `log_policy`."""
-        if self.compile and (reason := no_compiler(self.device)) is not None:
+        return self._native_estimators if self.compile else Estimators(self.log_policy)
+
+    @cached_property
+    def _native_estimators(self) -> Estimators:
+        if (reason := no_compiler(self.device)) is not None:
             raise ValueError(f"compile: {reason}; use compile=False")
-        return Estimators(self.log_policy, native=self.compile)
+        return Estimators(self.log_policy, native=True)
 
     def _of_memory(self, direction: Tensor) -> Tensor:
         """The entries of a direction [d] for what lies between the features and the next memory."""

@@ -138,7 +138,8 @@ class ProximalAgent(Agent):
         memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
         memory_size: units of its recurrent kernel.
         compile: True makes one compiled function of a minibatch's step; False does not; "auto" where it is predicted to save
-            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding. On CUDA the step is
+            more time than compiling takes, which it says with verbose=1. Parameters differ by rounding. Attributes that a
+            loss of your own reads are compiled with it as they are. On CUDA the step is
             captured as a graph unless this is False, and compiled before that if it is True.
     """
 
@@ -350,9 +351,9 @@ class ProximalAgent(Agent):
 
     @property
     def modules_known(self) -> bool:
-        """Whether all networks are of kinds that are known to be functions of tensors alone."""
+        """Whether the networks, and this class with its loss, are known to be functions of tensors alone."""
         known = ("stable_baselines3.", "rlopt.", "torch.")
-        return all(type(part).__module__.startswith(known) for part in self.policy.modules())
+        return all(type(part).__module__.startswith(known) for part in (self, *self.policy.modules()))
 
     def why_not_compiled(self) -> str | None:
         """Why steps of descent cannot be compiled, or None."""

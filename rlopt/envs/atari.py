@@ -28,8 +28,8 @@ class AtariEnvironments(Environments):
     has to. Rewards are signs. A lost life ends an episode, but not the game, which goes on within the row that resets:
     with FIRE, as after a reset, where the game has it. What is reported (`monitored`) is the game: its score and frames.
 
-    Two differences from those wrappers: after a lost life the stack still shows the frames before, and two frames are joined
-    by their grey, not by colours that turn into grey.
+    Three differences from those wrappers: after a lost life the stack still shows the frames before; two frames are joined by
+    their grey, not by colours that turn into grey; and a new game begins with one frame of FIRE, not four and four of UP.
 
     Args:
         game: its name in ALE, "space_invaders".
@@ -65,6 +65,7 @@ class AtariEnvironments(Environments):
         self._lives = np.zeros(num_envs, np.int64)
         self._scores = np.zeros(num_envs)
         self._lost = np.zeros(num_envs, bool)  # a life with the last step, and the game goes on
+        self._over = np.zeros(num_envs, bool)  # with the last step, so that the next one resets
         self._made = time.time()
 
     def reset(self, seed: int | None = None) -> ArrayTree:
@@ -84,8 +85,8 @@ class AtariEnvironments(Environments):
         infos: dict[str, Any] = {**told, "episode": self._reports(told), "_episode": over}
         self._scores[over] = 0.0
         lives = infos["lives"]
-        self._lost = (lives < self._lives) & (lives > 0) & ~over & ~resumed
-        self._lives = lives
+        self._lost = (lives < self._lives) & (lives > 0) & ~over & ~resumed & ~self._over
+        self._lives, self._over = lives, over
         if (ended := over & resumed).any():  # the row counts nowhere, so that the next one has to open a game
             observations = self._begin(ended)
         readable = VectorInfos(infos, self.num_envs)
@@ -99,7 +100,7 @@ class AtariEnvironments(Environments):
         options = None if chosen.all() else {"reset_mask": chosen}
         observations, infos = self.env.reset(seed=seeds, options=options)
         self._lives = infos["lives"]
-        self._scores[chosen], self._lost[chosen] = 0.0, False
+        self._scores[chosen], self._lost[chosen], self._over[chosen] = 0.0, False, False
         return observations
 
     def _seeds(self, run_seed: int) -> Array:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rlopt.arguments import did_you_mean
 from rlopt.envs.memory import MemoryActions
 from rlopt.policies.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, SquashedGaussian
-from rlopt.policies.preprocessing import preprocessed
+from rlopt.policies.preprocessing import preprocessing
 from rlopt.rollout import Observations
 
 POLICY_ALIASES: dict[str, type[ActorCriticPolicy]] = {
@@ -55,6 +55,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.squash = policy.squash_output
+        self.preprocessing = preprocessing(policy, policy.observation_space)
         space = policy.action_space
         self.choices = tuple(int(n) for n in space.nvec) if isinstance(space, spaces.MultiDiscrete) else ()
 
@@ -71,7 +72,7 @@ class ActorCritic(nn.Module):
     def heads(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """What the networks put out: the action head [B, ·] (logits or a mean) and the values [B], or [B, K]."""
         policy = self.policy
-        readable = self._preprocessed(observations)
+        readable = self.preprocessing(observations)
         features = policy.pi_features_extractor(readable)
         if policy.share_features_extractor:
             latent_pi, latent_vf = policy.mlp_extractor(features)
@@ -87,22 +88,19 @@ class ActorCritic(nn.Module):
     def action_parameters(self, observations: Observations) -> Tensor:
         """What the action head puts out, [B, ·]: logits or a mean."""
         policy = self.policy
-        features = policy.pi_features_extractor(self._preprocessed(observations))
+        features = policy.pi_features_extractor(self.preprocessing(observations))
         return policy.action_net(policy.mlp_extractor.forward_actor(features))
 
     def critic(self, observations: Observations) -> Tensor:
         """v(s), [B], or [B, K] with K objectives."""
         policy = self.policy
-        features = policy.vf_features_extractor(self._preprocessed(observations))
+        features = policy.vf_features_extractor(self.preprocessing(observations))
         return policy.value_net(policy.mlp_extractor.forward_critic(features)).squeeze(-1)
 
     def distribution_of(self, head: Tensor) -> ActionDistribution:
         """The distribution that the action head's output [B, ·] stands for."""
         log_std = getattr(self.policy, "log_std", None)
         return distribution_from(head, self.policy.action_space, self.choices, log_std, self.squash)
-
-    def _preprocessed(self, observations: Observations) -> Any:
-        return preprocessed(observations, self.policy.observation_space, self.policy.normalize_images)
 
 
 def distribution_from(

@@ -33,7 +33,7 @@ from rlopt.envs.memory import MEMORY, OBSERVATION, PREVIOUS_ACTION, MemoryAction
 from rlopt.policies.actor_critic import ActionDistribution, ActorCritic, distribution_from, make_policy, policy_class
 from rlopt.policies.distributions import DiagonalGaussian, noise_size
 from rlopt.policies.kernels import KERNELS, CellName
-from rlopt.policies.preprocessing import preprocessed
+from rlopt.policies.preprocessing import preprocessing
 from rlopt.rollout import Observations, in_pieces
 
 MemoryName = Literal["s2pg"]
@@ -153,6 +153,7 @@ class MemoryPolicy(ActorCriticPolicy):
                     "set share_features_extractor=False"
                 )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self._of_actor, self._of_critic = (preprocessing(self, space) for space in (self.actor_space, self.critic_space))
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """φ: the first call makes the actor's, the second the critic's."""
@@ -174,7 +175,7 @@ class MemoryPolicy(ActorCriticPolicy):
         part: Any = (
             {key: observations[key] for key in space.spaces} if isinstance(space, spaces.Dict) else observations[OBSERVATION]
         )
-        return extractor(preprocessed(part, space, self.normalize_images))
+        return extractor((self._of_actor if space is self.actor_space else self._of_critic)(part))
 
 
 class StatefulPolicy(MemoryPolicy):

@@ -264,3 +264,61 @@ def test_compiled_estimators_learn_what_eager_ones_learn(monkeypatch, agent, env
     settings = {"num_episodes": 5, "seed": 3, "device": "cpu", "policy_kwargs": {"net_arch": [8]}, **more}
     thetas = [agent("MlpPolicy", env, **settings, compile=compile).learn(400).state.theta for compile in (True, False)]
     torch.testing.assert_close(*thetas, rtol=1e-5, atol=1e-5)
+
+
+def test_observations_that_are_choices_are_compiled(monkeypatch):
+    """FrozenLake's, and Taxi's: the sizes of spaces are NumPy's numbers, which tracing cannot read."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: real(f, backend="aot_eager", fullgraph=True, dynamic=False))
+    make = partial(PPO, "MlpPolicy", "FrozenLake-v1", **SMALL, policy_kwargs={"net_arch": [8]})
+    assert largest_difference(make, 160)[0] < 1e-5
+
+
+def test_what_torch_cannot_compile_is_called_as_it_is(monkeypatch):
+    def refused(function, **_):
+        def fail(*arguments):
+            raise torch._dynamo.exc.InternalTorchDynamoError("no such instruction")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", refused)
+    with pytest.warns(UserWarning, match="compile: the update is not compiled, because torch failed: no such instruction"):
+        difference, _ = largest_difference(partial(PPO, "MlpPolicy", "CartPole-v1", **SMALL))
+    assert difference < 1e-5
+
+
+def test_convolutions_are_left_to_torch():
+    images = gym.make("CartPole-v1")
+    images.observation_space = gym.spaces.Box(0, 255, (3, 36, 36), "uint8")
+    agent = PPO("CnnPolicy", images, n_steps=8, batch_size=8, compile=True)
+    assert agent.why_not_compiled() == "convolutions are not compiled"
+    assert agent.compile_seconds_saved < 0
+
+
+class OwnLoss(PPO):
+    """A loss that depends on what may change."""
+
+    scale = 1.0
+
+    def normalized(self, advantages):
+        return self.scale * super().normalized(advantages)
+
+
+def test_auto_leaves_losses_of_others_alone():
+    for agent_class, compiles in ((PPO, True), (OwnLoss, False)):
+        agent = agent_class("MlpPolicy", "CartPole-v1", **SMALL)
+        agent._total_timesteps = 10**9
+        assert agent.compiled is compiles
+
+
+@pytest.mark.filterwarnings("ignore:batch_size")
+@pytest.mark.parametrize("compiles", [True, False])
+def test_copies_learn_what_the_original_learns(as_written, compiles):
+    """With a tail of an epoch that is not compiled, which moves the leaf of the copied module."""
+    agent = PPO("MlpPolicy", "CartPole-v1", **{**SMALL, "batch_size": 48}, compile=compiles).learn(160)
+    batch = agent.advantages(agent.state.theta, agent.collector.steps(agent.state.theta, agent.n_steps))
+    copied = copy.deepcopy(agent)
+    orders = [torch.randperm(len(batch.advantages)) for _ in range(agent.n_epochs)]
+    thetas = [one.update(one.state, batch, 1.0, orders)[0].theta for one in (agent, copied)]
+    assert torch.equal(*thetas)
+    assert not torch.equal(thetas[0], agent.state.theta)

@@ -123,12 +123,13 @@ class Scripted:
 
     def __init__(self) -> None:
         self.time = 0
+        self.lives, self.end = [3, 2, 0, 3], 2
         self.masks: list[Any] = []
 
     def step(self, actions: Any) -> Any:
         self.time += 1
-        infos = {"lives": np.array([[3, 2, 0, 3][self.time], 3]), "episode_frame_number": np.array([4, 4]) * self.time}
-        over = np.array([self.time == 2, False])
+        infos = {"lives": np.array([self.lives[self.time], 3]), "episode_frame_number": np.array([4, 4]) * self.time}
+        over = np.array([self.time == self.end, False])
         return np.full((2, 4, 84, 84), self.time, np.uint8), np.ones(2, np.int32), over, np.zeros(2, bool), infos
 
     def reset(self, seed: Any = None, options: Any = None) -> Any:
@@ -147,6 +148,18 @@ def test_a_game_that_is_over_in_the_row_that_resets_begins_within_it() -> None:
     assert scripted.masks == [None, [True, False]]
     assert (opened.observations == 9).all()
     assert envs.step(actions).terminated.tolist() == [False, False]
+
+
+def test_a_new_game_with_fewer_lives_has_lost_none() -> None:
+    """A game that was cut short may have had more lives than one that begins."""
+    envs = AtariEnvironments("breakout", 2)
+    scripted: Any = Scripted()
+    scripted.lives, scripted.end = [3, 4, 3, 3], 1
+    envs.env = scripted
+    envs.reset()
+    actions = np.zeros(2, np.int64)
+    steps = [envs.step(actions) for _ in range(3)]
+    assert [step.terminated[0] for step in steps] == [True, False, False]
 
 
 def test_rows_that_only_reset_are_not_trained_on() -> None:

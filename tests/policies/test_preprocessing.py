@@ -5,17 +5,32 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from rlopt.policies.preprocessing import preprocessed
+from rlopt.policies.actor_critic import ActorCritic, make_policy
 
-IMAGE = spaces.Box(0, 255, (3, 8, 6), np.uint8)
+IMAGE = spaces.Box(0, 255, (3, 40, 40), np.uint8)
 SPACES = {
     "image": IMAGE,
-    "bytes that are no image": spaces.Box(0, 9, (3, 8, 6), np.uint8),
+    "bytes that are no image": spaces.Box(0, 9, (3, 40, 40), np.uint8),
     "vector": spaces.Box(-1, 1, (5,)),
     "choice": spaces.Discrete(4),
+    "choices": spaces.MultiDiscrete([3, 2]),
+    "bits": spaces.MultiBinary(3),
     "dictionary": spaces.Dict(image=IMAGE, vector=spaces.Box(-1, 1, (2,)), choice=spaces.MultiDiscrete([2, 3])),
 }
+
+
+class Own(FlattenExtractor):
+    """A features extractor of a user's own."""
+
+
+def preprocessing(space, normalize=True, extractor=FlattenExtractor):
+    kwargs = {"features_extractor_class": extractor, "normalize_images": normalize, "net_arch": [2]}
+    if isinstance(space, spaces.Dict):
+        kwargs.pop("features_extractor_class")
+    name = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    return ActorCritic(make_policy(name, space, spaces.Discrete(2), 1e-3, kwargs)).preprocessing
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -24,19 +39,22 @@ def test_the_same_numbers_as_stable_baselines3(name, normalize):
     space = SPACES[name]
     space.seed(0)
     drawn = [space.sample() for _ in range(7)]
+    prepare = preprocessing(space, normalize)
     if isinstance(space, spaces.Dict):
         batch = {key: torch.as_tensor(np.stack([x[key] for x in drawn])) for key in space.spaces}
-        ours, theirs = preprocessed(batch, space, normalize), preprocess_obs(batch, space, normalize)
+        ours, theirs = prepare(batch), preprocess_obs(batch, space, normalize)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
         return
     batch = torch.as_tensor(np.stack(drawn))
-    assert torch.equal(preprocessed(batch, space, normalize), preprocess_obs(batch, space, normalize))
+    assert torch.equal(prepare(batch), preprocess_obs(batch, space, normalize))
 
 
 def test_the_channels_of_a_pixel_lie_side_by_side():
-    batch = torch.randint(0, 256, (4, 3, 8, 6), dtype=torch.uint8)
-    ours = preprocessed(batch, IMAGE, True)
+    batch = torch.randint(0, 256, (4, 40, 40, 3), dtype=torch.uint8).permute(0, 3, 1, 2).contiguous()
+    image = spaces.Box(0, 255, (3, 40, 40), np.uint8)
+    ours = preprocessing(image)(batch)
     assert ours.shape == batch.shape
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert batch.is_contiguous()  # as it was
+    assert preprocessing(image, extractor=Own)(batch).is_contiguous()
