@@ -54,6 +54,7 @@ class Descent:
             raise ValueError("optimizer_class: LBFGS evaluates the loss several times a step, which minibatches cannot offer")
         self._parameters = list(self.module.parameters())
         self._frozen: list[tuple[Tensor, Tensor]] = []
+        self._learning_rate = 0.0
         self.optimizer: FlatAdam | TorchOptimizer
         if optimizer_class is torch.optim.Adam and optimizer_kwargs.keys() <= PLAIN_ADAM:
             self.optimizer = FlatAdam(self._theta, self._gradient, **optimizer_kwargs)
@@ -68,7 +69,7 @@ class Descent:
     def __deepcopy__(self, memo: dict[int, Any]) -> Descent:
         """Bound to a leaf of its own, which a copy of the tensors one by one would not be."""
         copied = Descent(copy.deepcopy(self.policy, memo), *copy.deepcopy(self._made_with, memo))
-        copied.begin(self._theta, self.optimizer.moments(), 0.0, [p.requires_grad for p in self._parameters])
+        copied.begin(self._theta, self.optimizer.moments(), self._learning_rate, [p.requires_grad for p in self._parameters])
         return copied
 
     def begin(self, theta: Tensor, moments: Moments, learning_rate: float, trained: Sequence[bool] | None = None) -> None:
@@ -81,6 +82,7 @@ class Descent:
             trained: for each parameter tensor, whether it moves; all by default.
         """
         self._theta.copy_(theta)
+        self._learning_rate = learning_rate
         self.optimizer.load(moments, learning_rate)
         for parameter, moves in zip(self._parameters, trained or [True] * len(self._parameters), strict=True):
             parameter.requires_grad_(moves)

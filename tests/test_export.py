@@ -114,7 +114,8 @@ def assert_plays_like_predict(agent: Any, file: Path, rows: int = 5, steps: int 
         outputs = dict(zip([entry["name"] for entry in data["outputs"]], session.run(None, feeds)))
         action, state = agent.predict(observation, state, deterministic=data["deterministic"])
         assert outputs["action"].dtype == action.dtype == agent.action_space.dtype
-        np.testing.assert_allclose(outputs["action"], action, rtol=1e-5, atol=1e-5)
+        # convolutions add up in another order there
+        np.testing.assert_allclose(outputs["action"], action, rtol=1e-5, atol=3e-5)
         for name, expected in ({} if state is None else state._asdict()).items():
             output = outputs[f"next_{name}"]  # a recurrent critic's memory, the end of the agent's, is not in the file
             np.testing.assert_allclose(output, expected[:, : output.shape[1]], rtol=1e-5, atol=1e-5)
