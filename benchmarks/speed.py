@@ -130,7 +130,7 @@ def made(library: str, env_id: str, n_envs: int, arguments: dict[str, Any]) -> t
 
             envs = AtariEnvironments("pong", n_envs)  # without sticky actions, as the id below
         ours = rlopt.RecurrentPPO if recurrent else rlopt.PPO
-        return ours(policy, envs, n_envs=None if atari else n_envs, seed=0, device="cpu", **arguments), "step"
+        return ours(policy, envs, n_envs=1 if atari else n_envs, seed=0, device="cpu", **arguments), "step"
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import VecFrameStack
 

@@ -43,7 +43,7 @@ from rlopt.version import __version__
 BATCH = "batch"
 METADATA = "rlopt"  # the key of the JSON document in the file's metadata
 OPSET = 18  # of ONNX: what torch's exporter is written in, and old enough for most runtimes
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5  # sums of convolutions are taken in another order there
 
 
 def export_onnx(agent: Agent, path: str | Path, deterministic: bool = True) -> Path:
