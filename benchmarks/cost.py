@@ -45,7 +45,7 @@ def measure(width: int, repetitions: int) -> dict[str, Any]:
     given = state.theta, batch.rollout, batch.psi
     calls: dict[str, Callable[[], Tensor]] = {}
     for kind in ("", "compiled_") if width in COMPILED else ("",):
-        estimators = Estimators(agent.log_policy, native=bool(kind))
+        estimators = Estimators(agent.log_policy, native=agent.device if kind else None)
         calls[f"{kind}gradient"] = partial(estimators.gradient, *given)
         calls[f"{kind}product"] = partial(estimators.product, *given, vector)
     first = {name: seconds(call) for name, call in calls.items()}

@@ -1,14 +1,14 @@
 """Actors: from a batch of observations and noise to actions, as fast as the policy allows.
 
-An actor is bound to θ once per rollout. Only the action head is computed; values and log-probabilities come from one
-batched pass afterwards.
+An actor is bound to θ once per rollout. Only the action head is computed; values and log-probabilities come from
+batched passes afterwards, except where the action head and the critic share most of the work: see `TrunkActor`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
-from torch import nn
+from torch import Tensor, nn
 
 from rlopt.device import SMALL_NETWORK
 from rlopt.envs.spaces import Array, ArrayTree
@@ -58,11 +58,53 @@ class TorchActor:
 
     @torch.no_grad()
     def __call__(self, observations: ArrayTree, noise: Array) -> Array:
-        if isinstance(observations, dict):
-            inputs: Any = {key: torch.as_tensor(value, device=self.device) for key, value in observations.items()}
-        else:
-            inputs = torch.as_tensor(observations, device=self.device)
-        return self.module.actor(inputs).sample(torch.as_tensor(noise, device=self.device)).cpu().numpy()
+        return self.module.actor(self._tensors(observations)).sample(self._tensors(noise)).cpu().numpy()
+
+    def _tensors(self, arrays: ArrayTree) -> Any:
+        if isinstance(arrays, dict):
+            return {key: torch.as_tensor(value, device=self.device) for key, value in arrays.items()}
+        return torch.as_tensor(arrays, device=self.device)
+
+
+class Kept(NamedTuple):
+    """What was computed while acting."""
+
+    log_probs: Tensor  # [T, N]
+    values: Tensor  # v(s_t), [T, N] or [T, N, K]
+
+
+class TrunkActor(TorchActor):
+    """A policy whose action head and critic read the same trunk, such as convolutions.
+
+    With the actions it computes values and log-probabilities, for which the whole rollout would have to go through the trunk
+    again, and keeps them.
+    """
+
+    def __init__(self, module: ActorCritic):
+        super().__init__(module)
+        self._log_probs: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    @torch.no_grad()
+    def __call__(self, observations: ArrayTree, noise: Array) -> Array:
+        distribution, values = self.module(self._tensors(observations))
+        actions = distribution.sample(self._tensors(noise))
+        self._log_probs.append(distribution.log_prob(actions))
+        self._values.append(values)
+        result: Array = actions.cpu().numpy()
+        return result
+
+    def kept(self) -> Kept:
+        """Of all T steps so far."""
+        return Kept(torch.stack(self._log_probs), torch.stack(self._values))
+
+
+def shares_trunk(module: Any) -> bool:
+    """Whether a module is an actor-critic with layers that both halves read."""
+    if type(module) is not ActorCritic:
+        return False
+    policy = module.policy
+    return policy.share_features_extractor and any(True for _ in policy.features_extractor.parameters())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.acting import Actor, make_actor
+from rlopt.acting import Actor, TrunkActor, make_actor, shares_trunk
 from rlopt.arguments import check_number
 from rlopt.device_collector import rollout_on_device
 from rlopt.envs.base import EnvironmentFault, Environments, Snapshot, Step, first_non_finite, fresh_seed, named
@@ -139,8 +139,10 @@ class Collector:
         if isinstance(self.envs, DeviceEnvironments):
             return self._ended(rollout_on_device(self, self.envs, module, num_steps))
         noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator).numpy()
-        record = self.recorded(make_actor(module, self.envs.num_envs), noise, module.squash)
-        return self._ended(record.arrays().rollout(module, self.device, slice(None)))
+        actor = TrunkActor(module) if shares_trunk(module) else make_actor(module, self.envs.num_envs)
+        record = self.recorded(actor, noise, module.squash)
+        kept = actor.kept() if isinstance(actor, TrunkActor) else None
+        return self._ended(record.arrays().rollout(module, self.device, slice(None), kept))
 
     def recorded(self, actor: Actor, noise: Array, squashed: bool) -> Record:
         """One step of every environment for each row of noise [T, N, ·].

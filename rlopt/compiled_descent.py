@@ -7,11 +7,6 @@ arithmetic. Compiling takes seconds, once for every size of minibatch, so that s
 from __future__ import annotations
 
 import copy
-import importlib.util
-import inspect
-import os
-import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlopt.descent import Descent, FlatAdam
+from rlopt.native_code import compiled, no_compiler
 from rlopt.rollout import map_observations
 
 Compile = Literal["auto"] | bool
@@ -28,10 +24,6 @@ Compile = Literal["auto"] | bool
 SECONDS_SAVED = 1.5e-3  # by a compiled step
 SECONDS_OF_COMPILING = 25.0
 MAX_PARAMETERS = 200_000  # above, arithmetic decides, which compiling leaves as it is
-
-NEW_ENOUGH = hasattr(torch.compiler, "skip_all_guards_unsafe") and (
-    "isolate_recompiles" in inspect.signature(torch.compile).parameters
-)
 
 Loss = Callable[..., tuple[Tensor, Any]]
 """(module, rows, coefficients) -> a loss, and a tuple of what is kept of the minibatch; a pure function of tensors."""
@@ -108,53 +100,6 @@ class MinibatchStep:
         return torch.func.functional_call(self._forward, parameters, (self.loss, part, coefficients))
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A pure function of tensors as one of native code, one for each form of its arguments.
-
-    torch would ask at every call whether anything is different from when it compiled, which takes as long as the arithmetic.
-    What may be different is known here: the shapes and types of arguments. The rest must not change, such as attributes of
-    objects that the function reads, and which arguments are the same tensor.
-
-    Where torch fails to compile a form, a warning says why, and the function is called as it is.
-    """
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    # Before it compiles, torch would try the instructions that the CPU says it has, in programs and processes of their own: a
-    # third of the time. AMX is still tried, since older compilers do not know it.
-    known: Any = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if not known.get("amx_tile", True):
-        options["cpp.vec_isa_ok"] = True
-    # Isolated: nothing compiled is shared with other agents, whose losses and activations may differ.
-    more: Any = {"isolate_recompiles": True, "options": options}
-    forms: dict[Any, Callable[..., Any]] = {}
-
-    def first(form: Any, arguments: Any) -> Any:
-        from torch._dynamo.exc import TorchDynamoException  # an import of seconds
-
-        native = torch.compile(function, fullgraph=True, dynamic=False, **more)
-        try:
-            result, forms[form] = native(*arguments), native
-        except TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"compile: the update is not compiled, because torch failed: {reason}", stacklevel=2)
-            result, forms[form] = function(*arguments), function
-        return result
-
-    def call(*arguments: Any) -> Any:
-        form = _form(arguments)
-        return forms[form](*arguments) if form in forms else first(form, arguments)
-
-    return call
-
-
-def _form(argument: Any) -> Any:
-    """What compiled code depends on of tensors in tuples, dictionaries and None."""
-    if isinstance(argument, Tensor):
-        return argument.shape, argument.stride(), argument.dtype, argument.device
-    if isinstance(argument, dict):
-        return tuple((key, _form(value)) for key, value in argument.items())
-    return None if argument is None else tuple(map(_form, argument))
-
-
 class CompiledDescent:
     """`Descent.step` of a loss, compiled with all that surrounds it.
 
@@ -170,7 +115,7 @@ class CompiledDescent:
     def __init__(self, descent: Descent, loss: Loss, refuses: Callable[[Any, Tensor], Tensor] | None = None):
         self.descent, self.loss, self.refuses = descent, loss, refuses
         self._pure = MinibatchStep(descent, loss, refuses)
-        self._step = compiled(self._in_place)
+        self._step = compiled(self._in_place, descent.theta().device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDescent:
         """Compiled for the copied descent; the original's function would move the original."""
@@ -245,14 +190,3 @@ def cannot_compile(descent: Descent) -> str | None:
     if any(isinstance(part, nn.modules.conv._ConvNd) for part in descent.module.modules()):
         return "convolutions are not compiled"
     return has_no_pure_step(descent) or no_compiler(descent.theta().device)
-
-
-def no_compiler(device: torch.device) -> str | None:
-    """Why nothing can be compiled for a device here, or None."""
-    if not NEW_ENOUGH:
-        return f"torch {torch.__version__} is too old to compile the update"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "torch needs Triton to compile for a GPU, and it was not found"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
-        return "torch needs a C++ compiler to compile, and none was found"
-    return None

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rlopt.compiled_descent import Limits, Loss, MinibatchStep, Position, Taken, compiled
+from rlopt.compiled_descent import Limits, Loss, MinibatchStep, Position, Taken
 from rlopt.descent import Descent, FlatAdam
+from rlopt.native_code import compiled
 from rlopt.rollout import Observations, map_observations
 
 WARM_UPS = 3  # before a capture, so that libraries have allocated and chosen what they need
@@ -92,7 +93,7 @@ class GraphedDescent:
     ):
         self.descent, self.loss, self.refuses, self.capture, self.native = descent, loss, refuses, capture, native
         pure = MinibatchStep(descent, loss, refuses)
-        self._step: Callable[..., tuple[Position, Taken]] = compiled(pure) if native else pure
+        self._step: Callable[..., tuple[Position, Taken]] = compiled(pure, descent.theta().device) if native else pure
         self._buffers: Buffers | None = None
         self._replay: Callable[[], None] = self._once
 

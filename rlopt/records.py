@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rlopt.acting import Kept
 from rlopt.envs.base import EnvironmentFault, Environments, first_non_finite, named
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays
 from rlopt.episodes import Assignment, Played
@@ -30,9 +32,26 @@ class Arrays(NamedTuple):
     finals: ArrayTree
 
     @torch.no_grad()
-    def rollout(self, module: Any, device: torch.device, rows: Any) -> Rollout:
-        """Tensors on the device, with log-probabilities of the flat `rows` by one batched pass of a bound module."""
+    def rollout(self, module: Any, device: torch.device, rows: Any, kept: Kept | None = None) -> Rollout:
+        """Tensors on the device, with log-probabilities of the flat `rows` by one batched pass of a bound module.
+
+        What was `kept` while acting is taken as it is.
+        """
         states, actions = _tensors(self.states, device), torch.from_numpy(self.actions).to(device)
+        return Rollout(
+            states=states,
+            actions=actions,
+            log_probs=self._log_probs(module, states, actions, rows) if kept is None else kept.log_probs,
+            rewards=torch.from_numpy(self.rewards).to(device),
+            terminated=torch.from_numpy(self.terminated).to(device),
+            truncated=torch.from_numpy(self.truncated & ~self.terminated).to(device),  # terminated wins
+            mask=torch.from_numpy(self.mask).to(device),
+            final_rows=torch.from_numpy(self.final_rows).to(device),
+            final_observations=_tensors(self.finals, device),
+            acting_values=None if kept is None else kept.values,
+        )
+
+    def _log_probs(self, module: Any, states: Observations, actions: Tensor, rows: Any) -> Tensor:
         found = in_pieces(
             lambda s, a: module.actor(s).log_prob(a),
             map_observations(lambda tensor: tensor[:-1].flatten(0, 1)[rows], states),
@@ -40,17 +59,7 @@ class Arrays(NamedTuple):
         )
         log_probs = found.new_zeros(self.mask.size)
         log_probs[rows] = found
-        return Rollout(
-            states=states,
-            actions=actions,
-            log_probs=log_probs.view(self.mask.shape),
-            rewards=torch.from_numpy(self.rewards).to(device),
-            terminated=torch.from_numpy(self.terminated).to(device),
-            truncated=torch.from_numpy(self.truncated & ~self.terminated).to(device),  # terminated wins
-            mask=torch.from_numpy(self.mask).to(device),
-            final_rows=torch.from_numpy(self.final_rows).to(device),
-            final_observations=_tensors(self.finals, device),
-        )
+        return log_probs.view(self.mask.shape)
 
     def columns(self, index: slice) -> Arrays:
         """Those of some environments, neighbours."""

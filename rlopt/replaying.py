@@ -116,10 +116,12 @@ def _agent(contents: Archive) -> Agent:
 
 
 def _rollout(data: dict[str, Any]) -> Rollout:
-    return Rollout(**{field.name: _tensors(data[field.name]) for field in fields(Rollout)})
+    return Rollout(**{field.name: _tensors(data.get(field.name)) for field in fields(Rollout)})
 
 
 def _tensors(value: Any) -> Any:
+    if value is None:
+        return None
     if isinstance(value, dict):
         return {key: torch.as_tensor(entry) for key, entry in value.items()}
     return torch.as_tensor(value)

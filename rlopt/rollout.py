@@ -41,6 +41,7 @@ class Rollout:
         mask: [T, N] bool, False on reset rows and on padding.
         final_rows: [F] int64, flat indices t·N + n.
         final_observations: [F, *obs], s_{t+1} of those rows.
+        acting_values: [T, N] or [T, N, K], v(s_t) of the θ that sampled, where they were computed while acting; else None.
     """
 
     states: Observations
@@ -52,6 +53,7 @@ class Rollout:
     mask: Tensor
     final_rows: Tensor
     final_observations: Observations
+    acting_values: Tensor | None = None
 
     @property
     def observations(self) -> Observations:
@@ -94,6 +96,7 @@ class Rollout:
             mask=self.mask[:, index],
             final_rows=self.final_rows,
             final_observations=self.final_observations,
+            acting_values=None if self.acting_values is None else self.acting_values[:, index],
         )
 
     def scalar_rewards(self, algorithm: str) -> Tensor:
@@ -132,14 +135,19 @@ class Rollout:
         """λ, and 0 where the episode ended for either reason, [T, N]."""
         return lambda_ * (~(self.terminated | self.truncated)).to(self.rewards.dtype)
 
-    def values(self, critic: Callable[[Observations], Tensor]) -> tuple[Tensor, Tensor]:
+    def values(self, critic: Callable[[Observations], Tensor], known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """v(s_t) and v(s_{t+1}), [T, N] or [T, N, K] each, every state passed through `critic` once and without gradients.
 
-        `critic` maps [B, *obs] to [B] or [B, K].
+        Args:
+            critic: maps [B, *obs] to [B] or [B, K].
+            known: v(s_0) … v(s_{T-1}) of the same critic, [T, N] or [T, N, K], which are not computed again.
         """
         num_steps, num_envs = self.mask.shape
-        values = in_pieces(critic, map_observations(lambda states: states.flatten(0, 1), self.states))
-        values = values.unflatten(0, (num_steps + 1, num_envs))
+        first = 0 if known is None else num_steps
+        values = in_pieces(critic, map_observations(lambda states: states[first:].flatten(0, 1), self.states))
+        values = values.unflatten(0, (num_steps + 1 - first, num_envs))
+        if known is not None:
+            values = torch.cat([known, values])
         if not len(self.final_rows):
             return values[:-1], values[1:]
         next_values = values[1:].clone()

@@ -16,7 +16,6 @@ from torch import Tensor
 from rlopt.agents.base import Agent
 from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
-from rlopt.compiled_descent import no_compiler
 from rlopt.envs.vector import Backend, can_be_copied
 from rlopt.estimators import (
     BASELINES,
@@ -35,6 +34,7 @@ from rlopt.estimators import (
     signal_to_noise,
 )
 from rlopt.logging import Layout, Metrics, episodic_layout
+from rlopt.native_code import no_compiler
 from rlopt.policies.actor_critic import ActionLogProb
 from rlopt.policies.functional import Functional
 from rlopt.policies.stateful import MemoryName, as_actor_critic
@@ -293,7 +293,7 @@ class EpisodicAgent(Agent):
     def _native_estimators(self) -> Estimators:
         if (reason := no_compiler(self.device)) is not None:
             raise ValueError(f"compile: {reason}; use compile=False")
-        return Estimators(self.log_policy, native=True)
+        return Estimators(self.log_policy, native=self.device)
 
     def _of_memory(self, direction: Tensor) -> Tensor:
         """The entries of a direction [d] for what lies between the features and the next memory."""

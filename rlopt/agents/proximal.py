@@ -232,12 +232,12 @@ class ProximalAgent(Agent):
         """The rollout's valid rows with advantages and value targets under the critic of θ.
 
         Args:
-            theta: [d].
+            theta: [d], which sampled the rollout.
             rollout: T steps of N environments.
             weights: of K rewards, [K] or [T, N, K]: advantages are Σ_k w_k A_k, values and targets those of every
                 objective. None for environments that pay one.
         """
-        values, next_values = rollout.values(self.functional.bind(theta).critic)
+        values, next_values = rollout.values(self.functional.bind(theta).critic, rollout.acting_values)
         discounts, traces = rollout.discounts(self.gamma), rollout.traces(self.gae_lambda)
         if not self.bootstrap_truncation:
             discounts = discounts * ~rollout.truncated

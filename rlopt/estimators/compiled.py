@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlopt.estimators.gradients import Policy, Psi, hessian_vector_product, policy_gradient
+from rlopt.native_code import options
 from rlopt.rollout import Rollout
 
 
@@ -18,14 +18,15 @@ class Estimators:
 
     Args:
         policy: (θ, observations, actions) -> log π_θ.
-        native: compile each when it is first called, once for episodes of all lengths.
+        native: compile each for this device when it is first called, once for episodes of all lengths; None does not.
     """
 
-    def __init__(self, policy: Policy, native: bool = False):
+    def __init__(self, policy: Policy, native: torch.device | None = None):
         self.policy, self.native = policy, native
-        as_called = _compiled if native else _as_it_is
-        self._gradient = as_called(self._eager_gradient)
-        self._product = as_called(self._eager_product)
+        self._gradient, self._product = self._eager_gradient, self._eager_product
+        if native is not None:
+            once = options(native, torch.compiler.skip_guard_on_all_nn_modules_unsafe)
+            self._gradient, self._product = (torch.compile(f, dynamic=True, **once) for f in (self._gradient, self._product))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Estimators:
         """Of the copied policy, compiled anew."""
@@ -46,13 +47,3 @@ class Estimators:
 
     def _eager_product(self, theta: Tensor, rollout: Rollout, psi: Psi, vector: Tensor) -> Tensor:
         return hessian_vector_product(self.policy, theta, rollout, psi, vector)
-
-
-def _as_it_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return function
-
-
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    more: Any = {"isolate_recompiles": True, "options": options}
-    return torch.compile(function, dynamic=True, **more)

@@ -50,4 +50,6 @@ def _ones_and_zeros(x: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _from_bytes(x: Tensor, order: torch.memory_format) -> Tensor:
-    return x.to(torch.float32, memory_format=order if x.device.type == "cpu" else torch.contiguous_format).div_(255.0)
+    if x.device.type == "cpu":
+        x = x.contiguous(memory_format=order)  # while a pixel is a byte
+    return x.float().div_(255.0)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from rlopt.agents.ppo import PPO, LogRows, Rates, UpdateLog
 from rlopt.agents.proximal import Batch, ProximalState
-from rlopt.compiled_descent import Limits, MinibatchStep, Position, compiled
+from rlopt.compiled_descent import Limits, MinibatchStep, Position
 from rlopt.descent import FlatAdam
 from rlopt.estimators import approximate_kl
+from rlopt.native_code import compiled
 
 
 class Followed(NamedTuple):
@@ -37,7 +38,7 @@ class JointDescent:
         assert isinstance(first.descent.optimizer, FlatAdam)
         self.betas = first.descent.optimizer.betas
         batched = torch.func.vmap(MinibatchStep(first.descent, first.loss_of_rows), in_dims=(0, 0, 0, None, None, 0))
-        self._step: Callable[..., Any] = compiled(batched) if native else batched
+        self._step: Callable[..., Any] = compiled(batched, first.device) if native else batched
 
     def update(self, batches: Sequence[Batch], rates: Sequence[Rates]) -> list[Followed]:
         """What `n_epochs` passes of every agent over its batch of S' rows, as many for each, come to.

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from rlopt import HARPG, NPGIGT, PPO, REBEL, S2PG, RecurrentPPO, compiled_descent
+from rlopt import HARPG, NPGIGT, PPO, REBEL, S2PG, RecurrentPPO, native_code
 
 SMALL = {"n_envs": 4, "n_steps": 40, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}  # 160 rows, 5 minibatches
 
@@ -16,7 +16,7 @@ SMALL = {"n_envs": 4, "n_steps": 40, "batch_size": 32, "n_epochs": 3, "seed": 0,
 @pytest.fixture
 def as_written(monkeypatch):
     """The function that is compiled, not compiled: its formulas in a hundredth of the time."""
-    monkeypatch.setattr(compiled_descent.torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(native_code.torch, "compile", lambda function, **_: function)
 
 
 def largest_difference(make, num_steps=480):
@@ -114,7 +114,7 @@ def test_nothing_compiled_is_stale_or_shared(monkeypatch):
     def traced(function, **arguments):
         return original(function, backend=lambda graph, inputs, **_: graph.forward, **arguments)
 
-    monkeypatch.setattr(compiled_descent.torch, "compile", traced)
+    monkeypatch.setattr(native_code.torch, "compile", traced)
     compiled, eager = (PPO("MlpPolicy", "CartPole-v1", compile=compile, **SMALL) for compile in (True, False))
     rollout = compiled.collector.steps(compiled.state.theta, compiled.n_steps)
     orders = [torch.randperm(160, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -198,7 +198,7 @@ def test_an_algorithm_without_a_compiled_form_says_so():
 
 
 def test_without_a_compiler_auto_is_eager_and_true_says_so(monkeypatch):
-    monkeypatch.setattr(compiled_descent.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native_code.shutil, "which", lambda name: None)
     agent = PPO("MlpPolicy", "CartPole-v1", **SMALL)
     agent._total_timesteps = 10**8
     assert not agent.compiled
@@ -230,10 +230,10 @@ def test_batches_of_changing_size_are_compiled_once():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.skipif(compiled_descent.no_compiler(torch.device("cpu")) is not None, reason="nothing compiles here")
+@pytest.mark.skipif(native_code.no_compiler(torch.device("cpu")) is not None, reason="nothing compiles here")
 def test_native_code_is_made_for_each_form_of_the_arguments():
     """Without torch's guards, code for three rows would read three rows of five."""
-    double = compiled_descent.compiled(lambda x, more: x * 2 + more[0])
+    double = native_code.compiled(lambda x, more: x * 2 + more[0], torch.device("cpu"))
     for size in (3, 5, 3):
         for dtype in (torch.float32, torch.float64):
             x, one = torch.arange(size, dtype=dtype), torch.ones(size, dtype=dtype)
