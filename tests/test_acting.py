@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from rlopt.acting import NUMPY_MAX_ENVS, NumpyActor, TorchActor, make_actor
+from rlopt import PPO
+from rlopt.acting import NUMPY_MAX_ENVS, NumpyActor, TorchActor, make_actor, shares_trunk
 from rlopt.envs.spaces import ActionDecoder
 from rlopt.policies import ActorCritic, draw_noise, make_policy
+from tests.small_envs import OBSERVATION_SPACES, Walk
 
 OBSERVATIONS = spaces.Box(-1, 1, (5,), np.float32)
 ACTIONS: dict[str, spaces.Space] = {
@@ -89,3 +92,55 @@ def test_whatever_is_more_than_a_plain_mlp_is_left_to_torch(kwargs: dict[str, An
 def test_many_environments_are_left_to_torch() -> None:
     assert isinstance(make_actor(module("Box"), NUMPY_MAX_ENVS), NumpyActor)
     assert isinstance(make_actor(module("Box"), NUMPY_MAX_ENVS + 1), TorchActor)
+
+
+# ---------------------------------------------------------------- actors that keep what they computed
+
+
+@pytest.mark.parametrize("backend", ["sync", "gymnasium"])
+@pytest.mark.parametrize("actions", ["discrete", "multi", "binary", "box"])
+def test_what_is_kept_while_acting_is_what_passes_over_the_rollout_give(actions: str, backend: str) -> None:
+    """Rows that reset, s_{t+1} before a reset within the step, and the state after the last step among them."""
+    envs = [lambda: Walk("image", actions)] * 3
+    given: Any = envs if backend == "sync" else gym.vector.SyncVectorEnv(envs)  # the latter resets on a step of its own
+    agent = PPO("CnnPolicy", given, n_steps=20, batch_size=20, seed=0, device="cpu")
+    assert agent.collector is not None
+    theta = agent.state.theta + 0.05 * torch.randn_like(agent.state.theta)
+    agent.collector.steps(theta + 0.01, 20)
+    rollout = agent.collector.steps(theta, 20)
+    module = agent.functional.bind(theta)
+    assert rollout.acting_values is not None
+    with torch.no_grad():
+        distribution, values = module(rollout.observations.flatten(0, 1))  # type: ignore[union-attr]
+    torch.testing.assert_close(rollout.acting_values.flatten(), values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        rollout.log_probs.flatten(), distribution.log_prob(rollout.actions.flatten(0, 1)), rtol=1e-4, atol=1e-5
+    )
+    known, computed = (rollout.values(module.critic, x) for x in (rollout.acting_values, None))
+    torch.testing.assert_close(known, computed, rtol=1e-4, atol=1e-5)
+    assert computed[0].std() > 1e-3
+
+
+def test_states_whose_values_are_known_are_not_passed_through_the_critic_again() -> None:
+    agent = PPO("CnnPolicy", [lambda: Walk("image")] * 3, n_steps=20, batch_size=20, seed=0, device="cpu")
+    assert agent.collector is not None
+    rollout = agent.collector.steps(agent.state.theta, 20)
+    seen: list[int] = []
+
+    def critic(observations: Any) -> torch.Tensor:
+        seen.append(len(observations))
+        return torch.zeros(len(observations))
+
+    rollout.values(critic, rollout.acting_values)
+    assert seen == [3, len(rollout.final_rows)]
+
+
+def test_a_trunk_is_shared_where_layers_are() -> None:
+    def policy(name: str, observations: str, **kwargs: Any) -> ActorCritic:
+        space: Any = OBSERVATION_SPACES[observations]
+        return ActorCritic(make_policy(name, space, ACTIONS["Discrete"], 1e-3, kwargs))
+
+    assert shares_trunk(policy("CnnPolicy", "image_first"))
+    assert not shares_trunk(policy("CnnPolicy", "image_first", share_features_extractor=False))
+    assert not shares_trunk(policy("MlpPolicy", "box"))  # flattens, and divides at once
+    assert not shares_trunk(module("Box"))
