@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rlopt.device import SMALL_NETWORK
 from rlopt.envs.spaces import Array, ArrayTree
 from rlopt.policies.actor_critic import ActorCritic
+from rlopt.rollout import as_tensors
 
 Activation = Callable[..., Array]  # called with `out`
 Layer = tuple[Array, Array, Activation | None]  # weights [in, out], bias [out]
@@ -58,12 +59,7 @@ class TorchActor:
 
     @torch.no_grad()
     def __call__(self, observations: ArrayTree, noise: Array) -> Array:
-        return self.module.actor(self._tensors(observations)).sample(self._tensors(noise)).cpu().numpy()
-
-    def _tensors(self, arrays: ArrayTree) -> Any:
-        if isinstance(arrays, dict):
-            return {key: torch.as_tensor(value, device=self.device) for key, value in arrays.items()}
-        return torch.as_tensor(arrays, device=self.device)
+        return self.module.actor(as_tensors(observations, self.device)).sample(as_tensors(noise, self.device)).cpu().numpy()
 
 
 class Kept(NamedTuple):
@@ -87,8 +83,8 @@ class TrunkActor(TorchActor):
 
     @torch.no_grad()
     def __call__(self, observations: ArrayTree, noise: Array) -> Array:
-        distribution, values = self.module(self._tensors(observations))
-        actions = distribution.sample(self._tensors(noise))
+        distribution, values = self.module(as_tensors(observations, self.device))
+        actions = distribution.sample(as_tensors(noise, self.device))
         self._log_probs.append(distribution.log_prob(actions))
         self._values.append(values)
         result: Array = actions.cpu().numpy()

@@ -17,10 +17,8 @@ from torch import Tensor
 
 from rlopt.acting import Actor, TrunkActor, make_actor, shares_trunk
 from rlopt.arguments import check_number
-from rlopt.device_collector import rollout_on_device
 from rlopt.envs.base import EnvironmentFault, Environments, Snapshot, Step, first_non_finite, fresh_seed, named
 from rlopt.envs.normalize import ObservationNormalizer, RewardNormalizer
-from rlopt.envs.on_device import DeviceEnvironments
 from rlopt.envs.spaces import Array, ArrayTree, map_arrays, write_rows
 from rlopt.episodes import Assignment, batch_seeds, noise_of_steps, only_rows
 from rlopt.policies.distributions import draw_noise
@@ -91,8 +89,6 @@ class Collector:
         device: torch.device | str = "cpu",
         seed: int | None = None,
     ):
-        if isinstance(envs, DeviceEnvironments):
-            envs.to(torch.device(device))
         self.envs = envs
         self.policy = policy
         self.generator = generator
@@ -135,14 +131,15 @@ class Collector:
         assert self.observations is not None
         if self.on_start is not None:
             self.on_start(num_steps)
-        module = self.policy.bind(theta)
-        if isinstance(self.envs, DeviceEnvironments):
-            return self._ended(rollout_on_device(self, self.envs, module, num_steps))
+        return self._ended(self._collect(self.policy.bind(theta), num_steps))
+
+    def _collect(self, module: Any, num_steps: int) -> Rollout:
+        """T steps of every environment under an actor-critic that is bound to θ."""
         noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator).numpy()
         actor = TrunkActor(module) if shares_trunk(module) else make_actor(module, self.envs.num_envs)
         record = self.recorded(actor, noise, module.squash)
         kept = actor.kept() if isinstance(actor, TrunkActor) else None
-        return self._ended(record.arrays().rollout(module, self.device, slice(None), kept))
+        return record.arrays().rollout(module, self.device, slice(None), kept)
 
     def recorded(self, actor: Actor, noise: Array, squashed: bool) -> Record:
         """One step of every environment for each row of noise [T, N, ·].

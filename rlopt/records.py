@@ -14,7 +14,7 @@ from rlopt.acting import Kept
 from rlopt.envs.base import EnvironmentFault, Environments, first_non_finite, named
 from rlopt.envs.spaces import Array, ArrayTree, concatenate, map_arrays
 from rlopt.episodes import Assignment, Played
-from rlopt.rollout import Observations, Rollout, in_pieces, map_observations
+from rlopt.rollout import Observations, Rollout, as_tensors, in_pieces, map_observations
 
 NONE = np.zeros(0, np.int64)
 
@@ -37,7 +37,7 @@ class Arrays(NamedTuple):
 
         What was `kept` while acting is taken as it is.
         """
-        states, actions = _tensors(self.states, device), torch.from_numpy(self.actions).to(device)
+        states, actions = as_tensors(self.states, device), torch.from_numpy(self.actions).to(device)
         return Rollout(
             states=states,
             actions=actions,
@@ -47,7 +47,7 @@ class Arrays(NamedTuple):
             truncated=torch.from_numpy(self.truncated & ~self.terminated).to(device),  # terminated wins
             mask=torch.from_numpy(self.mask).to(device),
             final_rows=torch.from_numpy(self.final_rows).to(device),
-            final_observations=_tensors(self.finals, device),
+            final_observations=as_tensors(self.finals, device),
             acting_values=None if kept is None else kept.values,
         )
 
@@ -239,9 +239,3 @@ def scattered(pieces: Sequence[Array], places: Array, shape: tuple[int, int], dt
 def no_states(states: ArrayTree) -> ArrayTree:
     """[0, *obs] like states [T + 1, N, *obs]."""
     return map_arrays(lambda array: array[:0, 0], states)
-
-
-def _tensors(arrays: ArrayTree, device: torch.device) -> Observations:
-    if isinstance(arrays, dict):
-        return {key: torch.from_numpy(value).to(device) for key, value in arrays.items()}
-    return torch.from_numpy(arrays).to(device)

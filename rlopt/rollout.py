@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ def map_observations(function: Callable[[Tensor], Tensor], observations: Observa
     if isinstance(observations, dict):
         return {key: function(value) for key, value in observations.items()}
     return function(observations)
+
+
+def as_tensors(arrays: Any, device: torch.device) -> Any:
+    """An array, or every array of a Dict observation, as a tensor on a device; on the CPU the same memory."""
+    if isinstance(arrays, dict):
+        return {key: torch.as_tensor(value, device=device) for key, value in arrays.items()}
+    return torch.as_tensor(arrays, device=device)
 
 
 @dataclass(frozen=True)

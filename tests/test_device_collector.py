@@ -10,8 +10,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlopt import PPO, REBEL, REINFORCE, S2PG, make_envs
-from rlopt.collector import Collector
-from rlopt.device_collector import _play
+from rlopt.device_collector import _play, make_collector
 from rlopt.envs.base import EnvironmentFault
 from rlopt.envs.frame_stack import FrameStack
 from rlopt.envs.memory import Memory
@@ -37,7 +36,7 @@ class Twins:
             for envs in (self.on_device, native)
         ]
         self.device, self.native = (
-            Collector(envs, agent.functional, generator, statistics, seed=0) for envs, statistics, generator in both
+            make_collector(envs, agent.functional, generator, statistics, seed=0) for envs, statistics, generator in both
         )
 
     def rollouts(self):

@@ -30,7 +30,7 @@ from rlopt.checkpoints import Checkpoints, NoCheckpoints
 from rlopt.collector import CollectionStopped, Collector
 from rlopt.descent import Moments
 from rlopt.device import automatic_device, threads_for, usable_device
-from rlopt.device_collector import check_offered
+from rlopt.device_collector import make_collector
 from rlopt.envs.base import Environments, episode_seed, fresh_seed
 from rlopt.envs.facade import as_vec_env
 from rlopt.envs.memory import MemoryActions, MemoryState
@@ -205,7 +205,7 @@ class Agent(ABC):
             if previous is not None:
                 self.reward_normalizer.load_state(previous.state())
         space = self.policy.action_space
-        self.collector = Collector(
+        self.collector = make_collector(
             with_memory(environments, space.memory_size, self.policy.squash_output)
             if isinstance(space, MemoryActions)
             else environments,
@@ -220,7 +220,6 @@ class Agent(ABC):
         self.collector.entropy, self.collector.batches = self._entropy, self._batches
         # An agent that has trained does not begin with the episodes that it began with the first time.
         self.collector.seed = episode_seed(self._entropy, 0, num_timesteps) if num_timesteps else self._entropy
-        check_offered(self.collector.envs, self.observation_normalizer, self.reward_normalizer)
         vec_normalize = self.get_vec_normalize_env()
         if vec_normalize is not None and vec_normalize.norm_reward and vec_normalize.gamma != self.gamma:
             warnings.warn(
