@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from rlopt.agents.proximal import Batch, ProximalAgent, ProximalState
+from rlopt.agents.proximal import Batch, CompiledSteps, ProximalAgent, ProximalState
 from rlopt.agents.weighing import Objectives, as_weighing
 from rlopt.arguments import check_choice, check_flag, check_number
 from rlopt.collector import Collector
@@ -233,12 +233,14 @@ class PPO(ProximalAgent):
         """
         rates = self.rates(progress)
         self.begin_descent(state, rates.learning_rate)
+        form = self.normalize_advantage, self.value_clip
+        steps = self.compiled_steps(batch, self.loss_of_rows, self.coefficients(rates), form, _passes)
         log = UpdateLog()
         num_epochs = 0
         for epoch in range(self.n_epochs):
             num_epochs += 1
             order = self.shuffled(len(batch.advantages)) if orders is None else orders[epoch].to(self.device)
-            if not (self._compiled_epoch if self.as_one_function else self._epoch)(batch, order, rates, log):
+            if not self._epoch(batch, order, rates, log, steps):
                 break
         following = self.descended(state, num_epochs)
         metrics = self.metrics(following, batch, rates, log)
@@ -250,9 +252,15 @@ class PPO(ProximalAgent):
         clip_range_vf = None if self.clip_range_vf is None else as_schedule("clip_range_vf", self.clip_range_vf)(progress)
         return Rates(self.lr_schedule(progress), as_schedule("clip_range", self.clip_range)(progress), clip_range_vf)
 
-    def _epoch(self, batch: Batch, order: Tensor, rates: Rates, log: UpdateLog) -> bool:
+    def _epoch(self, batch: Batch, order: Tensor, rates: Rates, log: UpdateLog, steps: CompiledSteps) -> bool:
         """One pass in minibatches, in this order; False if the KL target was passed."""
-        for part in self.minibatches(batch, order):
+        compiled, rest = steps(order)
+        for step in compiled:
+            log.rows.append(step.kept)
+            if not step.taken:
+                return False
+            log.norms.append(step.grad_norm)
+        for part in self.minibatches(batch, rest):
             part = part._replace(advantages=self.normalized(part.advantages))
             minibatch = self._in_closed_form if self.descent.module.closed_form else self._by_autograd
             outputs, gradients = minibatch(part, rates, log)
@@ -260,18 +268,6 @@ class PPO(ProximalAgent):
                 return False
             log.norms.append(self.descent.step(outputs, gradients, self.max_grad_norm))
         return True
-
-    def _compiled_epoch(self, batch: Batch, order: Tensor, rates: Rates, log: UpdateLog) -> bool:
-        """The same with every whole minibatch as one call."""
-        whole, rest = self.whole_minibatches(order)
-        coefficients = self.coefficients(rates)
-        form = self.normalize_advantage, self.value_clip
-        for step in self.compiled_steps(batch, whole, self.loss_of_rows, coefficients, form, _passes):
-            log.rows.append(step.kept)
-            if not step.taken:
-                return False
-            log.norms.append(step.grad_norm)
-        return self._epoch(batch, rest, rates, log)
 
     def coefficients(self, rates: Rates) -> Coefficients:
         """Of the loss."""

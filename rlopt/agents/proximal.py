@@ -87,6 +87,9 @@ def weighted_gae(
 
 Rows = TypeVar("Rows", bound=tuple)
 
+CompiledSteps = Callable[[Tensor], tuple[Iterable[Taken], Tensor]]
+"""From an epoch's order [S'] to what its compiled steps leave behind, and the rows that are left over."""
+
 
 def rows_of(batch: Rows, index: Tensor | slice) -> Rows:
     """These rows of every field; a view for a slice."""
@@ -368,33 +371,30 @@ class ProximalAgent(Agent):
     def compiled_steps(
         self,
         batch: tuple,
-        rows: Iterable[Tensor],
         loss: Loss,
         coefficients: Any,
         form: Hashable = None,
         refuses: Callable[[Any, Tensor], Tensor] | None = None,
-    ) -> Iterator[Taken]:
-        """Steps of descent on minibatches as one function each, up to the first that is refused.
+    ) -> CompiledSteps:
+        """What takes an epoch's steps on minibatches of full size as one function each, and says which rows are left over.
+
+        All rows are, where steps are not compiled.
 
         Args:
             batch: S' rows.
-            rows: [B] each, of the minibatches.
-            loss, refuses: see `CompiledDescent`; `refuses` is given 1.5 times `target_kl`, and not asked without one.
+            loss, refuses: see `CompiledDescent`; `refuses` is given 1.5 times `target_kl`, and not asked without one. After a
+                step that is refused there are no more.
             coefficients: a NamedTuple of numbers, tensors and None, for the loss.
             form: everything else that the loss depends on; each form is compiled once.
         """
+        if not self.as_one_function:
+            return lambda order: ((), order)
         if self.target_kl is None:
             refuses = None
         form = form, tuple(value is None for value in coefficients), refuses is None
         if form not in self._compiled_forms:
-            if self.verbose and self.compile == "auto" and self.compiled:
-                saved = self.compile_seconds_saved
-                print(f"compile: the update is compiled, which is predicted to save {saved:.0f} s; compile=False does not")
-            self._compiled_forms[form] = (
-                GraphedDescent(self.descent, loss, refuses, self.capture, self.compiled)
-                if self.captured and self.capture is not None
-                else CompiledDescent(self.descent, loss, refuses)
-            )
+            self._compiled_forms[form] = self._compiled_form(loss, refuses)
+        descent = self._compiled_forms[form]
         # Numbers are filled in on the device: a copy of them would be waited for.
         numbers: Any = type(coefficients)(
             *(x if x is None or isinstance(x, Tensor) else torch.full((), x, device=self.device) for x in coefficients)
@@ -402,7 +402,20 @@ class ProximalAgent(Agent):
         kl = math.inf if self.target_kl is None else 1.5 * self.target_kl
         limits = Limits(*(torch.full((), limit, device=self.device) for limit in (self.max_grad_norm, kl)))
         whole = padded(batch, self.n_steps * self.n_envs)
-        yield from self._compiled_forms[form].steps(whole, rows, numbers, limits)
+
+        def steps(order: Tensor) -> tuple[Iterable[Taken], Tensor]:
+            minibatches, rest = self.whole_minibatches(order)
+            return descent.steps(whole, minibatches, numbers, limits), rest
+
+        return steps
+
+    def _compiled_form(self, loss: Loss, refuses: Callable[[Any, Tensor], Tensor] | None) -> CompiledDescent | GraphedDescent:
+        if self.verbose and self.compile == "auto" and self.compiled:
+            saved = self.compile_seconds_saved
+            print(f"compile: the update is compiled, which is predicted to save {saved:.0f} s; compile=False does not")
+        if self.captured and self.capture is not None:
+            return GraphedDescent(self.descent, loss, refuses, self.capture, self.compiled)
+        return CompiledDescent(self.descent, loss, refuses)
 
     @cached_property
     def _compiled_forms(self) -> dict[Hashable, CompiledDescent | GraphedDescent]:

@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from rlopt.agents.proximal import ProximalAgent, ProximalState
+from rlopt.agents.proximal import CompiledSteps, ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
 from rlopt.branching import Branches, branched_episodes, depth_probabilities
 from rlopt.collector import Collector
@@ -218,11 +218,13 @@ class REBEL(ProximalAgent):
         eta, learning_rate = self.step_length(batch.advantages, None, progress), self.lr_schedule(progress)
         sampler = self.functional.bind(state.theta)
         self.begin_descent(state, learning_rate)
+        old_log_std = sampler.policy.log_std.detach() if hasattr(sampler.policy, "log_std") else None
+        steps = self.compiled_steps(batch, self.loss, Coefficients(eta, old_log_std, self.ent_coef, self.vf_coef))
         logs: list[Log] = []
         num_epochs, size = 0, len(batch.advantages)
         while num_epochs < self.n_epochs:
             num_epochs += 1
-            epoch = self.pass_over(batch, self.shuffled(size), sampler, eta)
+            epoch = self.pass_over(batch, self.shuffled(size), sampler, eta, steps)
             logs += epoch
             if self.target_kl is not None and approx_kl(torch.cat([log.log_ratio for log in epoch])) > self.target_kl:
                 break
@@ -237,18 +239,13 @@ class REBEL(ProximalAgent):
             "n_updates": state.num_updates + num_epochs,
         }
 
-    def pass_over(self, batch: AdvantageBatch, order: Tensor, sampler: Any, eta: Tensor) -> list[Log]:
+    def pass_over(self, batch: AdvantageBatch, order: Tensor, sampler: Any, eta: Tensor, steps: CompiledSteps) -> list[Log]:
         """Steps of descent on the batch's minibatches, in this order."""
         if not batch.head.shape[-1]:
             return [self.descend_by_autograd(part, sampler, eta) for part in self.minibatches(batch, order)]
-        logs: list[Log] = []
-        if self.as_one_function:
-            old_log_std = sampler.policy.log_std.detach() if hasattr(sampler.policy, "log_std") else None
-            coefficients = Coefficients(eta, old_log_std, self.ent_coef, self.vf_coef)
-            whole, order = self.whole_minibatches(order)
-            steps = self.compiled_steps(batch, whole, self.loss, coefficients)
-            logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]
-        return logs + [self.descend(part, sampler, eta) for part in self.minibatches(batch, order)]
+        compiled, rest = steps(order)
+        logs = [Log._make((*step.kept, step.grad_norm)) for step in compiled]
+        return logs + [self.descend(part, sampler, eta) for part in self.minibatches(batch, rest)]
 
     def _without_compiled_form(self) -> str | None:
         if self.mode != "advantage":

@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from rlopt.agents.proximal import ProximalAgent, ProximalState
+from rlopt.agents.proximal import CompiledSteps, ProximalAgent, ProximalState
 from rlopt.arguments import check_choice, check_number
 from rlopt.collector import Collector
 from rlopt.estimators import approximate_kl, clip_fraction, clipped_surrogate, explained_variance, value_loss
@@ -122,11 +122,12 @@ class S2PG(ProximalAgent):
         """The next state after at most `n_epochs` passes over the batch."""
         learning_rate, clip_ranges = self.lr_schedule(progress), self.clip_ranges(progress)
         self.begin_descent(state, learning_rate)
+        steps = self.compiled_steps(batch, self.loss, self.coefficients(clip_ranges), self.ratio)
         logs: list[Log] = []
         num_epochs = 0
         for _ in range(self.n_epochs):
             num_epochs += 1
-            epoch = self.pass_over(batch, self.shuffled(len(batch.advantages)), clip_ranges)
+            epoch = self.pass_over(batch, self.shuffled(len(batch.advantages)), clip_ranges, steps)
             logs += epoch
             if self.target_kl is not None and self.largest_kl(epoch) > self.target_kl:
                 break
@@ -138,14 +139,13 @@ class S2PG(ProximalAgent):
         }
         return self.descended(state, num_epochs), metrics
 
-    def pass_over(self, batch: StatefulBatch, order: Tensor, clip_ranges: tuple[float, float]) -> list[Log]:
+    def pass_over(
+        self, batch: StatefulBatch, order: Tensor, clip_ranges: tuple[float, float], steps: CompiledSteps
+    ) -> list[Log]:
         """Steps of descent on the batch's minibatches, in this order."""
-        logs: list[Log] = []
-        if self.as_one_function:
-            whole, order = self.whole_minibatches(order)
-            steps = self.compiled_steps(batch, whole, self.loss, self.coefficients(clip_ranges), self.ratio)
-            logs = [Log._make((*step.kept, step.grad_norm)) for step in steps]
-        return logs + [self.descend(part, clip_ranges) for part in self.minibatches(batch, order)]
+        compiled, rest = steps(order)
+        logs = [Log._make((*step.kept, step.grad_norm)) for step in compiled]
+        return logs + [self.descend(part, clip_ranges) for part in self.minibatches(batch, rest)]
 
     def descend(self, part: StatefulBatch, clip_ranges: tuple[float, float]) -> Log:
         """One step of descent on a minibatch."""
