@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,9 +77,14 @@ def no_compiler(device: torch.device) -> str | None:
         return f"torch {torch.__version__} is too old to compile the update"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch needs Triton to compile for a GPU, and it was not found"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")):
+    if not _any_found(os.environ.get("CXX", "g++"), "clang++", "cl", path=os.environ.get("PATH")):
         return "torch needs a C++ compiler to compile, and none was found"
     return None
+
+
+@cache
+def _any_found(*programs: str, path: str | None) -> bool:
+    return any(shutil.which(name, path=path) for name in programs)
 
 
 def _form(argument: Any) -> Any:

@@ -263,8 +263,9 @@ class ProximalAgent(Agent):
 
     def whole_minibatches(self, order: Tensor) -> tuple[list[Tensor], Tensor]:
         """The row numbers of all minibatches of full size, and what is left over."""
-        num_rows = len(order) // int(self.batch_size) * int(self.batch_size)
-        return list(order[:num_rows].split(int(self.batch_size))) if num_rows else [], order[num_rows:]
+        size = int(self.batch_size)
+        *whole, last = order.split(size)
+        return ([*whole, last], order[:0]) if len(last) == size else (whole, last)
 
     def normalized(self, advantages: Tensor) -> Tensor:
         """Advantages [B] of a minibatch as the surrogate takes them."""

@@ -198,7 +198,7 @@ def test_an_algorithm_without_a_compiled_form_says_so():
 
 
 def test_without_a_compiler_auto_is_eager_and_true_says_so(monkeypatch):
-    monkeypatch.setattr(native_code.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "")
     agent = PPO("MlpPolicy", "CartPole-v1", **SMALL)
     agent._total_timesteps = 10**8
     assert not agent.compiled
