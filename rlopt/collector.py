@@ -136,10 +136,11 @@ class Collector:
     def _collect(self, module: Any, num_steps: int) -> Rollout:
         """T steps of every environment under an actor-critic that is bound to θ."""
         noise = draw_noise(self.envs.decoder.space, (num_steps, self.envs.num_envs), self.generator).numpy()
-        actor = TrunkActor(module) if shares_trunk(module) else make_actor(module, self.envs.num_envs)
-        record = self.recorded(actor, noise, module.squash)
-        kept = actor.kept() if isinstance(actor, TrunkActor) else None
-        return record.arrays().rollout(module, self.device, slice(None), kept)
+        if shares_trunk(module):
+            keeping = TrunkActor(module)
+            return self.recorded(keeping, noise, module.squash).arrays().rollout(module, self.device, kept=keeping.kept())
+        record = self.recorded(make_actor(module, self.envs.num_envs), noise, module.squash)
+        return record.arrays().rollout(module, self.device)
 
     def recorded(self, actor: Actor, noise: Array, squashed: bool) -> Record:
         """One step of every environment for each row of noise [T, N, ·].

@@ -66,12 +66,12 @@ class DeviceCollector(Collector):
 
     def __init__(self, envs: DeviceEnvironments, *others: Any, **more: Any):
         super().__init__(envs, *others, **more)
-        for name in ("observation_normalizer", "reward_normalizer"):
-            if getattr(self, name) is not None:
-                argument = f"normalize_{name.partition('_')[0]}s"
-                raise ValueError(
-                    f"{argument}: environments on a device (backend 'torch') are not normalised; use backend='native'"
-                )
+        for name, normalizer in (
+            ("normalize_observations", self.observation_normalizer),
+            ("normalize_rewards", self.reward_normalizer),
+        ):
+            if normalizer is not None:
+                raise ValueError(f"{name}: environments on a device (backend 'torch') are not normalised; use backend='native'")
         envs.to(self.device)
 
     def _collect(self, module: Any, num_steps: int) -> Rollout:

@@ -31,13 +31,11 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     forms: dict[Any, Callable[..., Any]] = {}
 
     def first(form: Any, arguments: Any) -> Any:
-        from torch._dynamo.exc import TorchDynamoException  # an import of seconds
-
         unguarded = options(device, torch.compiler.skip_all_guards_unsafe)
-        native = torch.compile(function, fullgraph=True, dynamic=False, **unguarded)
         try:
+            native = torch.compile(function, fullgraph=True, dynamic=False, **unguarded)
             result, forms[form] = native(*arguments), native
-        except TorchDynamoException as error:
+        except RuntimeError as error:  # if it is the function's own, it comes again
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(f"compile: the update is not compiled, because torch failed: {reason}", stacklevel=2)
             result, forms[form] = function(*arguments), function

@@ -20,7 +20,7 @@ NONE = np.zeros(0, np.int64)
 
 
 class Arrays(NamedTuple):
-    """A rollout before it is one: the same fields as arrays, but for the log-probabilities."""
+    """A rollout before it is one: the same fields as arrays, but for log-probabilities and values."""
 
     states: ArrayTree
     actions: Array
@@ -32,10 +32,14 @@ class Arrays(NamedTuple):
     finals: ArrayTree
 
     @torch.no_grad()
-    def rollout(self, module: Any, device: torch.device, rows: Any, kept: Kept | None = None) -> Rollout:
-        """Tensors on the device, with log-probabilities of the flat `rows` by one batched pass of a bound module.
+    def rollout(self, module: Any, device: torch.device, rows: Any = slice(None), kept: Kept | None = None) -> Rollout:
+        """Tensors on the device, with log-probabilities.
 
-        What was `kept` while acting is taken as it is.
+        Args:
+            module: bound to θ.
+            device: of the tensors.
+            rows: flat indices of the rows whose log-probabilities are computed, by one batched pass; 0 elsewhere.
+            kept: what was computed while acting; then there is no pass.
         """
         states, actions = as_tensors(self.states, device), torch.from_numpy(self.actions).to(device)
         return Rollout(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +116,8 @@ def _agent(contents: Archive) -> Agent:
 
 
 def _rollout(data: dict[str, Any]) -> Rollout:
-    return Rollout(**{field.name: _tensors(data.get(field.name)) for field in fields(Rollout)})
+    known = {field.name: data[field.name] for field in fields(Rollout) if field.name in data or field.default is MISSING}
+    return Rollout(**{name: _tensors(value) for name, value in known.items()})
 
 
 def _tensors(value: Any) -> Any:

@@ -257,3 +257,21 @@ def test_actions_that_are_not_finite_are_named():
     agent = agent_for("Pendulum-v1", backend="torch")
     with pytest.raises(EnvironmentFault, match=r"Pendulum-v1: observation of environment 0 is not finite after step 0"):
         agent.collector.steps(torch.full_like(agent.state.theta, torch.nan), NUM_STEPS)
+
+
+def test_an_agent_whose_new_environments_are_refused_goes_on_in_the_old():
+    agent = PPO(
+        "MlpPolicy",
+        "CartPole-v1",
+        n_envs=4,
+        normalize_observations=True,
+        normalize_rewards=True,
+        n_steps=20,
+        batch_size=20,
+        device="cpu",
+    ).learn(160)
+    with pytest.raises(ValueError, match="normalize_observations: environments on a device"):
+        agent.set_env(make_envs("CartPole-v1", 2, backend="torch"))
+    assert agent.n_envs == agent.env.num_envs == agent.collector.envs.num_envs == 4
+    assert agent.collector.envs is agent.environments
+    assert agent.learn(160, reset_num_timesteps=False).num_timesteps == 320

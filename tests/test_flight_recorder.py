@@ -196,6 +196,19 @@ def test_other_data_do_not_reproduce(tmp_path):
     assert outcomes[0] is False or len(outcomes) == 1
 
 
+def test_a_file_of_before_acting_kept_values_is_played_again(tmp_path):
+    agent = make(learning_rate=1e30)
+    with pytest.raises(FloatingPointError):
+        agent.learn(600, recorder=FlightRecorder(tmp_path, max_rollbacks=0))
+    (file,) = tmp_path.iterdir()
+    contents = archive.read(file)
+    for update in contents.data["flight"]["updates"]:
+        for batch in update["batches"]:
+            del batch["rollout"]["acting_values"]
+    archive.write(tmp_path / "old.zip", contents.data, contents.tensors)
+    assert all(reproduced for *_, reproduced in replay(tmp_path / "old.zip"))
+
+
 @pytest.mark.parametrize(
     "arguments", [{"keep": 0}, {"max_rollbacks": -1}, {"max_kl": 0.0}, {"max_weight": -1.0}], ids=lambda a: next(iter(a))
 )

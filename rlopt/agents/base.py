@@ -190,20 +190,13 @@ class Agent(ABC):
         return self.memories[self.memory](*arguments, self.memory_size)
 
     def _attach(self, environments: Environments) -> None:
-        """Train in these environments from now on."""
+        """Train in these environments from now on; where they are refused, in those of before."""
         num_timesteps = self.num_timesteps
-        self.environments = environments
-        self.env = as_vec_env(environments, self._forget_observations)
-        self.n_envs = environments.num_envs
-        if self.verbose and environments.backend_choice is not None:
-            print(f"{self.n_envs} x {environments.name}: {environments.backend_choice}")
-        self.statistics.monitored = environments.monitored
-        self.statistics.begin(self.n_envs)
+        reward_normalizer = None
         if self.normalize_rewards:
-            previous = self.reward_normalizer
-            self.reward_normalizer = self._make_reward_normalizer(self.n_envs)
-            if previous is not None:
-                self.reward_normalizer.load_state(previous.state())
+            reward_normalizer = self._make_reward_normalizer(environments.num_envs)
+            if self.reward_normalizer is not None:
+                reward_normalizer.load_state(self.reward_normalizer.state())
         space = self.policy.action_space
         self.collector = make_collector(
             with_memory(environments, space.memory_size, self.policy.squash_output)
@@ -213,9 +206,16 @@ class Agent(ABC):
             self.generators["actions"],
             self.statistics,
             self.observation_normalizer,
-            self.reward_normalizer,
+            reward_normalizer,
             self.device,
         )
+        self.environments, self.reward_normalizer = environments, reward_normalizer
+        self.env = as_vec_env(environments, self._forget_observations)
+        self.n_envs = environments.num_envs
+        if self.verbose and environments.backend_choice is not None:
+            print(f"{self.n_envs} x {environments.name}: {environments.backend_choice}")
+        self.statistics.monitored = environments.monitored
+        self.statistics.begin(self.n_envs)
         self.collector.num_timesteps = num_timesteps
         self.collector.entropy, self.collector.batches = self._entropy, self._batches
         # An agent that has trained does not begin with the episodes that it began with the first time.

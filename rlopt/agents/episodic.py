@@ -104,8 +104,8 @@ class EpisodicAgent(Agent):
         carry_reward_returns: the running return of reward normalisation goes on over episode ends.
         memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
         memory_size: units of its recurrent kernel.
-        compile: make native code of gradients and Hessian-vector products. It takes half a minute, and as long again for
-            products, which some 10,000 gradients, or 5,000 products, have to save.
+        compile: make native code of gradients and Hessian-vector products. It takes ten seconds, and as long again for
+            products.
     """
 
     layout: Layout = episodic_layout()

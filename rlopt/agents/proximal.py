@@ -379,7 +379,7 @@ class ProximalAgent(Agent):
     ) -> CompiledSteps:
         """What takes an epoch's steps on minibatches of full size as one function each, and says which rows are left over.
 
-        All rows are, where steps are not compiled.
+        All rows are, where steps are not compiled, which `begin_descent` has decided.
 
         Args:
             batch: S' rows.

@@ -25,8 +25,9 @@ class Estimators:
         self.policy, self.native = policy, native
         self._gradient, self._product = self._eager_gradient, self._eager_product
         if native is not None:
-            once = options(native, torch.compiler.skip_guard_on_all_nn_modules_unsafe)
-            self._gradient, self._product = (torch.compile(f, dynamic=True, **once) for f in (self._gradient, self._product))
+            arguments = options(native, torch.compiler.skip_guard_on_all_nn_modules_unsafe)
+            self._gradient = torch.compile(self._eager_gradient, dynamic=True, **arguments)
+            self._product = torch.compile(self._eager_product, dynamic=True, **arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Estimators:
         """Of the copied policy, compiled anew."""

@@ -50,6 +50,7 @@ def _ones_and_zeros(x: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _from_bytes(x: Tensor, order: torch.memory_format) -> Tensor:
-    if x.device.type == "cpu":
-        x = x.contiguous(memory_format=order)  # while a pixel is a byte
-    return x.float().div_(255.0)
+    if x.device.type != "cpu":
+        order = torch.contiguous_format
+    # Put in order while a pixel is a byte; with one channel the bytes are in both orders, and floats must be told which.
+    return x.contiguous(memory_format=order).to(torch.float32, memory_format=order).div_(255.0)

@@ -78,7 +78,7 @@ class JointCollector(Collector):
         rollouts = []
         for k, (member, module) in enumerate(zip(self.members, modules, strict=True)):
             block = arrays.columns(slice(k * self.rows, (k + 1) * self.rows))
-            rollouts.append(member._ended(block.rollout(module, self.device, slice(None))))
+            rollouts.append(member._ended(block.rollout(module, self.device)))
         return rollouts
 
     def part(self) -> None:

@@ -50,11 +50,19 @@ def test_the_same_numbers_as_stable_baselines3(name, normalize):
     assert torch.equal(prepare(batch), preprocess_obs(batch, space, normalize))
 
 
-def test_the_channels_of_a_pixel_lie_side_by_side():
-    batch = torch.randint(0, 256, (4, 40, 40, 3), dtype=torch.uint8).permute(0, 3, 1, 2).contiguous()
-    image = spaces.Box(0, 255, (3, 40, 40), np.uint8)
-    ours = preprocessing(image)(batch)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_channels_of_a_pixel_lie_side_by_side(channels):
+    """In strides too, which is what convolutions go by: with one channel every tensor would count as contiguous both ways."""
+    batch = torch.randint(0, 256, (4, channels, 40, 40), dtype=torch.uint8)
+    image = spaces.Box(0, 255, (channels, 40, 40), np.uint8)
+    ours, own = (preprocessing(image, extractor=extractor)(batch) for extractor in (FlattenExtractor, Own))
     assert ours.shape == batch.shape
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert batch.is_contiguous()  # as it was
-    assert preprocessing(image, extractor=Own)(batch).is_contiguous()
+    assert ours.stride() == (1600 * channels, 1, 40 * channels, channels)
+    assert batch.stride() == own.stride() == (1600 * channels, 1600, 40, 1)
+
+
+@pytest.mark.parametrize("extractor", [FlattenExtractor, Own])
+def test_beyond_the_cpu_images_are_contiguous(extractor):
+    """However the environment's bytes lie; a device without numbers stands for a GPU."""
+    batch = torch.zeros((4, 40, 40, 3), dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
+    assert preprocessing(spaces.Box(0, 255, (3, 40, 40), np.uint8), extractor=extractor)(batch).is_contiguous()
