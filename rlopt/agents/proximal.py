@@ -93,7 +93,11 @@ CompiledSteps = Callable[[Tensor], tuple[Iterable[Taken], Tensor]]
 
 def rows_of(batch: Rows, index: Tensor | slice) -> Rows:
     """These rows of every field; a view for a slice."""
-    return type(batch)(*(map_observations(lambda x: x[index], field) for field in batch))
+
+    def chosen(x: Tensor) -> Tensor:  # whole rows, which `x[index]` would copy number by number
+        return x[index] if isinstance(index, slice) else x.index_select(0, index)
+
+    return type(batch)(*(map_observations(chosen, field) for field in batch))
 
 
 def padded(batch: Rows, size: int) -> Rows:
