@@ -287,6 +287,13 @@ def test_what_torch_cannot_compile_is_called_as_it_is(monkeypatch):
     assert difference < 1e-5
 
 
+def test_a_torch_that_does_not_know_an_option_ends_nothing(monkeypatch):
+    monkeypatch.setattr(native_code, "options", lambda *_: {"options": {"of_another_version": True}})
+    with pytest.warns(UserWarning, match="because torch failed: Unexpected optimization option of_another_version"):
+        difference, _ = largest_difference(partial(PPO, "MlpPolicy", "CartPole-v1", **SMALL))
+    assert difference < 1e-5
+
+
 def test_convolutions_are_left_to_torch():
     images = gym.make("CartPole-v1")
     images.observation_space = gym.spaces.Box(0, 255, (3, 36, 36), "uint8")
