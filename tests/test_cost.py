@@ -4,6 +4,7 @@ same process. A change that makes rlopt slower by more than a tenth of its lead 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -96,3 +97,13 @@ def test_one_more_seed_costs_few_calls():
 
     together(2)
     assert (together(8) - together(4)) / 4 <= 0.13 * of_an_iteration(ours(), calls)
+
+
+def test_an_agent_that_compiles_nothing_does_not_load_torchs_compiler() -> None:
+    """Which takes a second and 80 MB; merely making one of torch's optimisers would load it."""
+    program = """
+import sys, rlopt
+rlopt.PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(64)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

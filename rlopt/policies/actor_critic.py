@@ -210,9 +210,11 @@ def make_policy(
     cls = policy_class(policy, observation_space)
     optimizer_class = kwargs.pop("optimizer_class", torch.optim.Adam)
     optimizer_kwargs = kwargs.pop("optimizer_kwargs", None)
-    if optimizer_kwargs is None:
-        optimizer_kwargs = {"eps": 1e-5} if optimizer_class is torch.optim.Adam else {}
-    _check_optimizer(optimizer_class, optimizer_kwargs)
+    if optimizer_class is torch.optim.Adam and optimizer_kwargs is None:
+        optimizer_kwargs = {"eps": 1e-5}  # not checked: that makes an optimiser; see `DeferredOptimizer`
+    else:
+        optimizer_kwargs = optimizer_kwargs or {}
+        _check_optimizer(optimizer_class, optimizer_kwargs)
     kwargs |= {"optimizer_class": partial(DeferredOptimizer, optimizer_class), "optimizer_kwargs": optimizer_kwargs}
     try:
         module = cls(observation_space, action_space, lambda _: learning_rate, **kwargs)
