@@ -159,7 +159,7 @@ class FlatAdam:
     @torch.no_grad()
     def step(self) -> None:
         """θ ← θ − learning rate · m̂ / (√v̂ + ε)."""
-        num_steps = torch.full((), float(self.num_steps), device=self.theta.device)
+        num_steps = torch.full((), self.num_steps, dtype=torch.float32, device=self.theta.device)
         self.num_steps += 1
         beta1, beta2 = self.betas
         adam(

@@ -31,13 +31,13 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     forms: dict[Any, Callable[..., Any]] = {}
 
     def first(form: Any, arguments: Any) -> Any:
-        unguarded = options(device, torch.compiler.skip_all_guards_unsafe)
+        from torch._dynamo.exc import TorchDynamoException  # an import of seconds
+
+        native = as_native(function, device, torch.compiler.skip_all_guards_unsafe, fullgraph=True, dynamic=False)
         try:
-            native = torch.compile(function, fullgraph=True, dynamic=False, **unguarded)
             result, forms[form] = native(*arguments), native
-        except RuntimeError as error:  # if it is the function's own, it comes again
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"compile: the update is not compiled, because torch failed: {reason}", stacklevel=2)
+        except TorchDynamoException as error:
+            _warn(error)
             result, forms[form] = function(*arguments), function
         return result
 
@@ -46,6 +46,17 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         return forms[form](*arguments) if form in forms else first(form, arguments)
 
     return call
+
+
+def as_native(
+    function: Callable[..., Any], device: torch.device, guards: Callable[..., Any], **more: Any
+) -> Callable[..., Any]:
+    """`torch.compile` with `options` and more arguments; the function itself, with a warning, if torch does not know one."""
+    try:
+        return torch.compile(function, **options(device, guards), **more)
+    except RuntimeError as error:
+        _warn(error)
+        return function
 
 
 def options(device: torch.device, guards: Callable[..., Any]) -> dict[str, Any]:
@@ -78,6 +89,11 @@ def no_compiler(device: torch.device) -> str | None:
     if not _any_found(os.environ.get("CXX", "g++"), "clang++", "cl", path=os.environ.get("PATH")):
         return "torch needs a C++ compiler to compile, and none was found"
     return None
+
+
+def _warn(error: Exception) -> None:
+    reason = str(error).strip().partition("\n")[0]
+    warnings.warn(f"compile: not compiled, because torch failed: {reason}", stacklevel=3)
 
 
 @cache

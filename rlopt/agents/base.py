@@ -194,7 +194,7 @@ class Agent(ABC):
         num_timesteps = self.num_timesteps
         reward_normalizer = None
         if self.normalize_rewards:
-            reward_normalizer = self._make_reward_normalizer(environments.num_envs)
+            reward_normalizer = self._make_reward_normalizer(environments.num_envs, environments.num_objectives)
             if self.reward_normalizer is not None:
                 reward_normalizer.load_state(self.reward_normalizer.state())
         space = self.policy.action_space
@@ -241,9 +241,8 @@ class Agent(ABC):
         if self.collector is not None:
             self.collector.observations = None
 
-    def _make_reward_normalizer(self, num_envs: int) -> RewardNormalizer:
-        known = None if self.environments is None else self.environments.num_objectives
-        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, self.carry_reward_returns, known)
+    def _make_reward_normalizer(self, num_envs: int, num_objectives: int | None = None) -> RewardNormalizer:
+        return RewardNormalizer(num_envs, self.gamma, self.clip_rewards, self.carry_reward_returns, num_objectives)
 
     def _adopt(self, state: Any) -> None:
         """Make `state` the agent's, the policy's parameters views of its θ."""

@@ -104,8 +104,8 @@ class EpisodicAgent(Agent):
         carry_reward_returns: the running return of reward normalisation goes on over episode ends.
         memory: "s2pg" gives the policy a memory that it writes like an action; see `rlopt.policies.stateful`.
         memory_size: units of its recurrent kernel.
-        compile: make native code of gradients and Hessian-vector products. It takes ten seconds, and as long again for
-            products.
+        compile: make native code of gradients and Hessian-vector products. It takes ten to fifteen seconds, and
+            about as long again for products: some 14,000 gradients, or 1,000 products, have to save them.
     """
 
     layout: Layout = episodic_layout()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlopt.estimators.gradients import Policy, Psi, hessian_vector_product, policy_gradient
-from rlopt.native_code import options
+from rlopt.native_code import as_native
 from rlopt.rollout import Rollout
 
 
@@ -25,9 +25,9 @@ class Estimators:
         self.policy, self.native = policy, native
         self._gradient, self._product = self._eager_gradient, self._eager_product
         if native is not None:
-            arguments = options(native, torch.compiler.skip_guard_on_all_nn_modules_unsafe)
-            self._gradient = torch.compile(self._eager_gradient, dynamic=True, **arguments)
-            self._product = torch.compile(self._eager_product, dynamic=True, **arguments)
+            how = native, torch.compiler.skip_guard_on_all_nn_modules_unsafe
+            self._gradient = as_native(self._eager_gradient, *how, dynamic=True)
+            self._product = as_native(self._eager_product, *how, dynamic=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Estimators:
         """Of the copied policy, compiled anew."""

@@ -213,7 +213,7 @@ def make_policy(
     if optimizer_class is torch.optim.Adam and optimizer_kwargs is None:
         optimizer_kwargs = {"eps": 1e-5}  # not checked: that makes an optimiser; see `DeferredOptimizer`
     else:
-        optimizer_kwargs = optimizer_kwargs or {}
+        optimizer_kwargs = {} if optimizer_kwargs is None else optimizer_kwargs
         _check_optimizer(optimizer_class, optimizer_kwargs)
     kwargs |= {"optimizer_class": partial(DeferredOptimizer, optimizer_class), "optimizer_kwargs": optimizer_kwargs}
     try:

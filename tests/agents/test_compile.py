@@ -282,7 +282,7 @@ def test_what_torch_cannot_compile_is_called_as_it_is(monkeypatch):
         return fail
 
     monkeypatch.setattr(torch, "compile", refused)
-    with pytest.warns(UserWarning, match="compile: the update is not compiled, because torch failed: no such instruction"):
+    with pytest.warns(UserWarning, match="compile: not compiled, because torch failed: no such instruction"):
         difference, _ = largest_difference(partial(PPO, "MlpPolicy", "CartPole-v1", **SMALL))
     assert difference < 1e-5
 

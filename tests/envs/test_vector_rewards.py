@@ -419,6 +419,13 @@ def test_an_agent_keeps_its_statistics_of_objectives_in_its_file(tmp_path: Path)
         Collecting.load(tmp_path / "agent.zip", env=makers_of(2, Two))
 
 
+def test_reward_statistics_are_of_what_the_environments_announce_before_any_step() -> None:
+    agent = PPO("MlpPolicy", makers_of(2), n_steps=8, batch_size=8, normalize_rewards=True, utility=[1.0] * K, device="cpu")
+    assert agent.reward_normalizer is not None
+    assert agent.reward_normalizer.num_objectives == K
+    assert np.shape(agent.reward_normalizer.deviations) == (K,)
+
+
 # ------------------------------------------------------------------ statistics, logs, callbacks, evaluation
 
 
