@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from rlopt.policies.functional import Functional, parameter_views
 
@@ -159,23 +158,21 @@ class FlatAdam:
     @torch.no_grad()
     def step(self) -> None:
         """θ ← θ − learning rate · m̂ / (√v̂ + ε)."""
-        num_steps = torch.full((), self.num_steps, dtype=torch.float32, device=self.theta.device)
         self.num_steps += 1
         beta1, beta2 = self.betas
-        adam(
+        torch._fused_adam_(  # what `torch.optim.Adam(fused=True)` calls in the end
             [self.theta],
             [self.gradient],
             [self.mean],
             [self.square],
             [],
-            [num_steps],
-            fused=True,
-            amsgrad=False,
+            [torch.full((), self.num_steps, dtype=torch.float32, device=self.theta.device)],
+            lr=self.learning_rate,
             beta1=beta1,
             beta2=beta2,
-            lr=self.learning_rate,
             weight_decay=0.0,
             eps=self.eps,
+            amsgrad=False,
             maximize=False,
         )
 

@@ -555,12 +555,12 @@ def truncation_keeps_trace(self: Rollout, lambda_: float) -> torch.Tensor:
     return lambda_ * (~self.terminated).float()
 
 
-def bootstrap_from_current_state(self: Rollout, critic: Any) -> Any:
+def bootstrap_from_current_state(self: Rollout, critic: Any, known: Any = None) -> Any:
     values = critic(self.observations.flatten(0, 1)).view(self.mask.shape).detach()
     return values, values
 
 
-def bootstrap_after_reset(self: Rollout, critic: Any) -> Any:
+def bootstrap_after_reset(self: Rollout, critic: Any, known: Any = None) -> Any:
     with torch.no_grad():
         values = critic(self.states.flatten(0, 1)).view(len(self.states), -1)
     return values[:-1], values[1:]
